@@ -1,0 +1,1 @@
+"""The `.llamac` file: layout, manifest, writer, reader and verifier; docs/artifact-format.md describes the format."""

@@ -1,0 +1,164 @@
+"""`llamac inspect`: what is in an artifact, read from its manifest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import click
+
+from llamac.cli.options import json_option, print_json
+
+Manifest = Mapping[str, Any]
+UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+SHORTENED_LEDGER_ROWS = 20
+
+
+@click.command("inspect")
+@click.argument("artifact")
+@click.option("--members", is_flag=True, help="Also list every member of the file with its size and hash.")
+@click.option(
+    "--ledger", "whole_ledger", is_flag=True, help=f"The whole ledger, not its first {SHORTENED_LEDGER_ROWS} rows."
+)
+@json_option
+def command(artifact: str, members: bool, whole_ledger: bool, as_json: bool) -> None:
+    """Show what is in ARTIFACT: model, passes, targets, memory plan, tokenizer, stop ids, ledger, hashes.
+
+    \b
+      llamac inspect m.llamac
+      llamac inspect m.llamac --json | jq .memory
+
+    Nothing from the file is run. --json prints its whole manifest, with the file's path and size added under "file".
+    """
+    from llamac.artifact.read import Artifact
+
+    with Artifact.open(artifact) as opened:
+        manifest, size = opened.manifest, opened.size
+    if as_json:
+        print_json({**manifest, "file": {"path": artifact, "bytes": size}})
+        return
+    limit = None if whole_ledger else SHORTENED_LEDGER_ROWS
+    for title, lines in _sections(manifest, size, members, limit):
+        click.echo(click.style(title, bold=True))
+        for line in lines:
+            click.echo(f"  {line}")
+
+
+def _sections(
+    manifest: Manifest, size: int, members: bool, ledger_rows: int | None
+) -> Iterator[tuple[str, Iterable[str]]]:
+    yield "model", _model(manifest, size)
+    yield "passes", _table([(row["name"], _options(row), _counts(row)) for row in manifest["passes"]])
+    yield "targets", _table([_target(row) for row in manifest["targets"]])
+    yield "weights", _weights(manifest)
+    yield "memory plan", _memory(manifest)
+    yield "text", _text(manifest)
+    yield "golden vectors", [f"{len(manifest['golden']['vectors'])}, oracle: {manifest['golden']['oracle']}"]
+    yield "ledger", _ledger(manifest["ledger"], ledger_rows)
+    if members:
+        yield "members", _table([(name, str(row["bytes"]), _hash(row)) for name, row in manifest["members"].items()])
+
+
+def _model(manifest: Manifest, size: int) -> Iterable[str]:
+    model = manifest["model"]
+    config = ", ".join(
+        f"{key} {value}" for key, value in model["config"].items() if isinstance(value, (int, float, str))
+    )
+    return _table(
+        [
+            ("name", f"{model['name']} ({model['architecture']}, from {model['source_format']})"),
+            ("licence", model["license"] or "not stated by the checkpoint"),
+            ("parameters", f"{model['parameters']:,}"),
+            ("context", f"{model['context_length']:,} tokens, vocabulary {model['vocab_size']:,}"),
+            ("quantization", manifest["quantization"]),
+            ("config", config),
+            ("file", f"{human_bytes(size)}, made by {manifest['producer']}, schema {manifest['schema']}"),
+        ]
+    )
+
+
+def _options(row: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in row["options"].items())
+
+
+def _counts(row: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{name} {count}" for name, count in row["counts"].items())
+    return counts or ("changed" if row["changed"] else "no change")
+
+
+def _target(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return row["name"], row["triple"], row["layout"], row["truth"], "needs " + (" ".join(row["requires"]) or "nothing")
+
+
+def _weights(manifest: Manifest) -> Iterable[str]:
+    for row in manifest["weights"]:
+        formats = Counter[str]()
+        for tensor in row["tensors"]:
+            formats[tensor["format"]] += tensor["bytes"]
+        listed = ", ".join(f"{name} {human_bytes(count)}" for name, count in formats.most_common())
+        yield f"{row['layout']}: {human_bytes(row['bytes'])} in {len(row['tensors'])} tensors ({listed})"
+
+
+def _memory(manifest: Manifest) -> Iterable[str]:
+    memory = manifest["memory"]
+    context = manifest["model"]["context_length"]
+    pages = -(-context // memory["kv_page_tokens"])
+    cache = f"{human_bytes(memory['kv_page_bytes'])} for {memory['kv_page_tokens']} tokens, {memory['kv_dtype']}"
+    return _table(
+        [
+            ("weights", f"{human_bytes(memory['weight_bytes'])}, mapped from the file"),
+            ("read per token", human_bytes(memory["weight_bytes_per_token"])),
+            ("arena", f"{human_bytes(memory['arena_bytes'])}, steps of at most {memory['max_step_tokens']} tokens"),
+            ("KV cache page", cache),
+            ("KV cache", f"{human_bytes(pages * memory['kv_page_bytes'])} for a full context ({pages} pages)"),
+        ]
+    )
+
+
+def _text(manifest: Manifest) -> Iterable[str]:
+    tokenizer, generation = manifest["tokenizer"], manifest["generation"]
+    sources = generation["stop_sources"]
+    stops = [f"{token} ({', '.join(sources.get(str(token), ['unknown source']))})" for token in generation["stop_ids"]]
+    defaults = ", ".join(f"{name} {value}" for name, value in generation["defaults"].items())
+    begin = "none" if generation["bos_id"] is None else f"{generation['bos_id']}, put first: {generation['add_bos']}"
+    return _table(
+        [
+            ("tokenizer", tokenizer["kind"] if tokenizer else "none: ids in, ids out"),
+            ("chat template", "yes" if manifest["chat_template"] else "none"),
+            ("begin id", begin),
+            ("stop ids", "; ".join(stops) or "none"),
+            ("sampling defaults", defaults or "greedy"),
+        ]
+    )
+
+
+def _ledger(rows: Sequence[Mapping[str, Any]], limit: int | None) -> Iterable[str]:
+    shown = rows if limit is None else rows[:limit]
+    yield from _table([(row["kind"], row["where"], f"{row['what']} ({row['reason']})") for row in shown])
+    if len(shown) < len(rows):
+        yield f"... and {len(rows) - len(shown)} more: --ledger shows all"
+
+
+def _hash(row: Mapping[str, Any]) -> str:
+    if "sha256" in row:
+        return str(row["sha256"])
+    return f"{len(row['sha256_blocks'])} blocks of {human_bytes(row['block_bytes'])}, each with its SHA-256"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    """Columns padded to their widest cell, the last one as it is."""
+    if not rows:
+        return ["none"]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    ]
+
+
+def human_bytes(count: int) -> str:
+    """1536 -> "1.5 KiB"."""
+    value, unit = float(count), 0
+    while value >= 1024 and unit < len(UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.4g} {UNITS[unit]}"

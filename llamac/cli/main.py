@@ -1,0 +1,135 @@
+"""The command line: finds the verb, runs it, and turns every failure into one coded line and an exit code.
+
+0: done. 2: the input or the command line is wrong (it says what and what to do). 1: anything else. 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from llamac.errors import LlamacError, did_you_mean
+
+VERBS: dict[str, tuple[str, str]] = {
+    "compile": ("llamac.cli.compile", "Compile a checkpoint into one .llamac file."),
+    "run": ("llamac.cli.run", "Continue a prompt with a compiled model."),
+    "chat": ("llamac.cli.chat", "Talk with a compiled model."),
+    "inspect": ("llamac.cli.inspect", "Show what is in a .llamac file; runs nothing from it."),
+    "verify": ("llamac.cli.verify", "Check every byte of a .llamac file and replay its golden vectors."),
+    "bench": ("llamac.cli.bench", "Time a compiled model against this machine's memory bandwidth."),
+    "targets": ("llamac.cli.targets", "List the machines that llamac compiles for."),
+    "passes": ("llamac.cli.passes", "List the compiler's passes."),
+}
+"""Verb -> its module, which defines `command`, and its line in `llamac --help` (so that help imports no verb)."""
+
+UNEXPECTED = frozenset(
+    {"LLC0100", "LLC0703", "LLC0803", "LLC0805", "LLC0806", "LLC0807", "LLC0808", "LLC0815", "LLC0817", "LLC0853"}
+)
+"""Codes that are no fault of the input or the command line: exit code 1, where all others mean 2."""
+
+
+class Verbs(click.Group):
+    """A command group that imports only the verb it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All verbs, in the order of the table."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb's command, imported now; None for an unknown verb."""
+        if cmd_name not in VERBS:
+            return None
+        command = import_module(VERBS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, with the nearest verb suggested for a misspelt one."""
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            raise click.UsageError(f"there is no verb {args[0]!r}{did_you_mean(args[0], VERBS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of verbs from the table, without importing them."""
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
+
+
+def _print_version(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        import llamac
+
+        click.echo(f"llamac {llamac.__version__}")
+        ctx.exit()
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
+)
+def llamac_command() -> None:
+    """Compile Llama models ahead of time into one file, and run that file.
+
+    \b
+      llamac compile smollm2-135m --target cpu --quantize keep -o smollm2.llamac
+      llamac run smollm2.llamac --prompt "The capital of France is" --max-new-tokens 20
+      llamac chat smollm2.llamac
+
+    Results go to stdout (as JSON with --json), everything else to stderr. Exit codes: 0 done, 2 wrong input or
+    command line, 1 any other failure. LLAMAC_TRACEBACK=1 shows where in the code an error arose.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line with `arguments` (those of the process unless given); the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words
+    try:
+        code = llamac_command.main(words, prog_name="llamac", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        # Whoever read our output has gone; without this the interpreter complains once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("LLC0103 llamac: interrupted", err=True)
+        return 130
+    except Exception as error:
+        if os.environ.get("LLAMAC_TRACEBACK"):
+            _print_traceback(error)
+        return _report(error, as_json)
+
+
+def _report(error: Exception, as_json: bool) -> int:
+    """Print the error as one coded line on stderr, and on stdout as JSON when asked; the exit code."""
+    coded = _coded(error)
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"error": coded.to_json()}, ensure_ascii=False))
+    click.echo(coded.message(), err=True)
+    return 1 if coded.code in UNEXPECTED else 2
+
+
+def _coded(error: Exception) -> LlamacError:
+    if isinstance(error, LlamacError):
+        return error
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else "llamac"
+        return LlamacError("LLC0101", where, error.format_message(), f"see {where} --help")
+    reason = f"{type(error).__name__}: {error}"
+    return LlamacError("LLC0100", "llamac", reason, "run again with LLAMAC_TRACEBACK=1 and report what it prints")
+
+
+def _print_traceback(error: Exception) -> None:
+    import traceback
+
+    traceback.print_exception(error)

@@ -1,0 +1,114 @@
+"""Options that several verbs share, and the keyword arguments they become."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from llamac.runtime.model import GenerateOptions, Model
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_LOADING = (
+    click.option("--threads", type=int, metavar="N", help="CPU threads. [default: one per usable core]"),
+    click.option("--target", metavar="NAME", help="Which code in the file to run. [default: the best that fits]"),
+    click.option("--context", type=int, metavar="N", help="Longest sequence, in tokens. [default: the model's own]"),
+    click.option("--check", is_flag=True, help="Compare every byte, weights included, with its hash before running."),
+)
+
+_SAMPLING = (
+    click.option("--max-new-tokens", type=int, default=256, show_default=True, metavar="N", help="Stop after N."),
+    click.option("--temperature", type=float, metavar="T", help="0 is greedy. [default: the model's own, else 0]"),
+    click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens; 0 is off."),
+    click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens of mass P; 1 is off."),
+    click.option("--min-p", type=float, metavar="P", help="Drop tokens less likely than P x the likeliest; 0 is off."),
+    click.option("--repetition-penalty", type=float, metavar="R", help="Above 1 avoids what was said; 1 is off."),
+    click.option("--seed", type=int, metavar="SEED", help="The same seed draws the same tokens."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times."),
+)
+
+GENERATION_NAMES = frozenset(
+    {
+        "max_new_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repetition_penalty",
+        "seed",
+        "stop",
+        "logprobs",
+        "echo",
+        "ignore_stop_ids",
+    }
+)
+"""The options that `Model.generate` takes under the same name."""
+
+
+def json_option(command: Command) -> Command:
+    """`--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on one line of stdout."""
+    import json
+
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def loading_options(command: Command) -> Command:
+    """`--threads --target --context --check`."""
+    for option in reversed(_LOADING):
+        command = option(command)
+    return command
+
+
+def sampling_options(command: Command) -> Command:
+    """`--max-new-tokens` and everything about drawing tokens and stopping."""
+    for option in reversed(_SAMPLING):
+        command = option(command)
+    return command
+
+
+def generate_options(values: Mapping[str, Any]) -> GenerateOptions:
+    """The keyword arguments of `Model.generate` among a verb's options."""
+    options: GenerateOptions = {}
+    for name in GENERATION_NAMES & values.keys():
+        options[name] = values[name]  # type: ignore[literal-required]
+    return options
+
+
+def open_model(artifact: str, values: Mapping[str, Any]) -> Model:
+    """Load an artifact as a verb's loading options say, with a progress bar on stderr while all bytes are hashed."""
+    from llamac.runtime.loader import load
+
+    with byte_progress("checking", values["check"]) as progress:
+        return load(
+            artifact,
+            threads=values["threads"],
+            target=values["target"],
+            context=values["context"],
+            check="full" if values["check"] else "load",
+            progress=progress,
+        )
+
+
+@contextmanager
+def byte_progress(label: str, wanted: bool = True) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr, as a callback of (bytes done, bytes in all); None when not wanted or no terminal."""
+    if not wanted or not sys.stderr.isatty():
+        yield None
+        return
+    with click.progressbar(length=1, label=label, file=sys.stderr, show_eta=True) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.length = total
+            bar.update(done - bar.pos)
+
+        yield advance

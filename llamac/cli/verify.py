@@ -1,0 +1,86 @@
+"""`llamac verify`: every byte against its hash, then the golden vectors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llamac.cli.options import byte_progress, json_option, print_json
+from llamac.errors import LlamacError
+
+if TYPE_CHECKING:
+    from llamac.artifact.integrity import Finding
+    from llamac.runtime.golden import Verdict
+
+
+@click.command("verify")
+@click.argument("artifact")
+@click.option("--threads", type=int, metavar="N", help="CPU threads. [default: one per usable core]")
+@click.option("--target", metavar="NAME", help="Which code in the file to replay with. [default: the best that fits]")
+@click.option("--hashes-only", is_flag=True, help="Run nothing from the file: compare bytes and stop.")
+@json_option
+def command(artifact: str, threads: int | None, target: str | None, hashes_only: bool, as_json: bool) -> int:
+    """Check that ARTIFACT is, byte for byte, what llamac wrote, and that it computes what it did there.
+
+    \b
+      llamac verify m.llamac
+      llamac verify m.llamac --hashes-only        # an artifact for another machine, or one you do not trust yet
+
+    First every byte is compared with its hash (nothing is run). Only then the golden vectors are replayed: the greedy
+    ids and the largest logits after each recorded prompt, within a stated tolerance. Exit code 0: all is well;
+    2: damaged bytes, or no code for this machine; 1: the golden vectors disagree.
+    """
+    from llamac.artifact.verify import verify_file
+
+    with byte_progress("hashing") as progress:
+        findings = verify_file(artifact, progress)
+    verdicts: list[Verdict] = []
+    if not findings and not hashes_only:
+        verdicts = _replay(artifact, threads, target)
+    if as_json:
+        _print_json(findings, verdicts, hashes_only)
+    else:
+        _print_text(artifact, findings, verdicts, hashes_only)
+    return _exit_code(artifact, findings, verdicts)
+
+
+def _replay(artifact: str, threads: int | None, target: str | None) -> list[Verdict]:
+    from llamac.runtime.golden import replay
+    from llamac.runtime.loader import load
+
+    with load(artifact, threads=threads, target=target) as model:
+        return replay(model)
+
+
+def _print_json(findings: list[Finding], verdicts: list[Verdict], hashes_only: bool) -> None:
+    result: dict[str, Any] = {
+        "passed": not findings and all(verdict.passed for verdict in verdicts),
+        "findings": [finding.to_json() for finding in findings],
+        "golden": None if hashes_only or findings else [verdict.to_json() for verdict in verdicts],
+    }
+    print_json(result)
+
+
+def _print_text(artifact: str, findings: list[Finding], verdicts: list[Verdict], hashes_only: bool) -> None:
+    if findings:
+        return  # they go to stderr, with their codes
+    click.echo("every byte matches its hash")
+    if not hashes_only and not verdicts:
+        click.echo("no golden vectors in the file: nothing was run")
+    for row in verdicts:
+        parted = "greedy ids agree" if row.parted_at is None else f"greedy ids part at {row.parted_at}"
+        word = "ok" if row.passed else "FAILED"
+        largest = f"logits within {row.logit_difference:.2g} (tolerance {row.tolerance:g})"
+        click.echo(f"golden vector {row.vector}: {word}, {largest}, {parted}")
+
+
+def _exit_code(artifact: str, findings: list[Finding], verdicts: list[Verdict]) -> int:
+    for finding in findings:
+        click.echo(finding.to_error(artifact).message(), err=True)
+    failed = [verdict.vector for verdict in verdicts if not verdict.passed]
+    if failed:
+        reason = f"{len(failed)} of {len(verdicts)} golden vectors disagree, the first is number {failed[0]}"
+        hint = "this machine's arithmetic or the compiled code is at fault: please report it"
+        click.echo(LlamacError("LLC0817", artifact, reason, hint).message(), err=True)
+    return 2 if findings else 1 if failed else 0

@@ -1,0 +1,142 @@
+"""Coded errors: every failure a user can meet has a code, a place in the model, a reason and a next step."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+CODES: dict[str, str] = {
+    "LLC0100": "internal error",
+    "LLC0101": "bad value on the command line",
+    "LLC0102": "no prompt to run",
+    "LLC0103": "interrupted",
+    "LLC0104": "unknown quantization scheme",
+    "LLC0105": "--strict refused a decision",
+    "LLC0106": "the source has no tokenizer",
+    "LLC0107": "a compile option is out of range",
+    "LLC0108": "golden vectors cannot be read",
+    "LLC0201": "the model source cannot be found or read",
+    "LLC0202": "a checkpoint file is a git-lfs pointer",
+    "LLC0203": "a checkpoint file is truncated",
+    "LLC0204": "a safetensors file is damaged",
+    "LLC0205": "a shard of the checkpoint is missing",
+    "LLC0206": "a weight is missing from the checkpoint",
+    "LLC0207": "the checkpoint holds a weight that the model has no place for",
+    "LLC0208": "the shape of a weight differs from the config",
+    "LLC0209": "the stored type of a weight is not supported",
+    "LLC0210": "the checkpoint is in a format that is not read",
+    "LLC0211": "not a GGUF file of a supported version",
+    "LLC0212": "the metadata of a GGUF file is damaged or incomplete",
+    "LLC0213": "the tensor table of a GGUF file is damaged",
+    "LLC0214": "a text or JSON file of the checkpoint is damaged",
+    "LLC0215": "a preset carries no weights",
+    "LLC0216": "the embedded model is not installed",
+    "LLC0217": "rows outside a weight were asked for (a bug in llamac)",
+    "LLC0218": "random weights cannot be made for this source",
+    "LLC0301": "the architecture is not supported",
+    "LLC0302": "a key of the model config is missing",
+    "LLC0303": "a value of the model config is wrong",
+    "LLC0304": "values of the model config contradict each other",
+    "LLC0305": "the rope_type is not supported",
+    "LLC0306": "the activation is not supported",
+    "LLC0307": "biases are not supported",
+    "LLC0308": "a config key changes the model in a way that is not supported",
+    "LLC0309": "unknown preset",
+    "LLC0310": "the dtype is not supported",
+    "LLC0401": "malformed dimension expression",
+    "LLC0402": "ill-typed op",
+    "LLC0403": "malformed graph",
+    "LLC0404": "IR text does not parse",
+    "LLC0405": "weight has no data",
+    "LLC0406": "interpreter input does not fit",
+    "LLC0501": "a fusion fired an unexpected number of times",
+    "LLC0502": "unknown pass or pass option",
+    "LLC0503": "pass at the wrong level",
+    "LLC0504": "pass left a malformed graph",
+    "LLC0505": "the graph is not in the form that a pass needs",
+    "LLC0506": "no kernel for a weight",
+    "LLC0600": "the C compiler of CPU targets is not installed",
+    "LLC0601": "the C compiler has another version than the pinned one",
+    "LLC0602": "generated code does not compile",
+    "LLC0603": "unknown target",
+    "LLC0604": "no target fits this machine",
+    "LLC0605": "no code for an op of the graph",
+    "LLC0701": "the artifact cannot be written there",
+    "LLC0702": "the disk is full",
+    "LLC0703": "the artifact writer was used wrongly (a bug in llamac)",
+    "LLC0704": "the artifact cannot be opened",
+    "LLC0705": "the file is not a llamac artifact",
+    "LLC0706": "the artifact is a git-lfs pointer",
+    "LLC0707": "the artifact is truncated",
+    "LLC0708": "the structure of the artifact is damaged",
+    "LLC0709": "the manifest of the artifact is damaged",
+    "LLC0710": "the artifact was made by a newer llamac",
+    "LLC0711": "a key of the manifest is missing or wrong",
+    "LLC0712": "bytes of the artifact differ from their hash",
+    "LLC0713": "the artifact has no such member",
+    "LLC0800": "no code in the artifact fits this machine",
+    "LLC0801": "the artifact has no such target",
+    "LLC0802": "the manifest lacks what the runtime needs",
+    "LLC0803": "the artifact's code could not be loaded",
+    "LLC0804": "the artifact's code speaks another native interface",
+    "LLC0805": "the compiled model could not be created",
+    "LLC0806": "the compiled model refused a step",
+    "LLC0807": "memory for the arena or the KV cache could not be reserved",
+    "LLC0808": "out of KV cache pages",
+    "LLC0809": "the prompt is longer than the context",
+    "LLC0810": "the prompt is empty",
+    "LLC0811": "generation option out of range",
+    "LLC0812": "token id outside the vocabulary",
+    "LLC0813": "the artifact has no tokenizer",
+    "LLC0814": "the artifact has no chat template",
+    "LLC0815": "the model or sequence is closed",
+    "LLC0816": "the context asked for is larger than the model's",
+    "LLC0817": "the golden vectors disagree",
+    "LLC0850": "sampling option out of range",
+    "LLC0851": "unknown sampling option",
+    "LLC0852": "bad stop string",
+    "LLC0853": "the logits are no distribution",
+    "LLC0901": "unknown kind of tokenizer",
+    "LLC0902": "a library for text is not installed",
+    "LLC0903": "a tokenizer file is malformed",
+    "LLC0904": "unknown pre-tokenizer of a GGUF vocabulary",
+    "LLC0905": "this form of tokenizer.json is not supported",
+    "LLC0910": "the chat template does not parse",
+    "LLC0911": "the chat template failed on this conversation",
+    "LLC0912": "the chat template exceeds its limits",
+    "LLC0913": "the chat template tried to leave its sandbox",
+    "LLC0914": "the conversation is malformed",
+}
+"""Code -> one-line title. `docs/error-codes.md` is generated from this table and a test keeps the two equal."""
+
+
+class LlamacError(Exception):
+    """A failure with a code of `CODES`, the model-level name it concerns, the reason, and what to do next.
+
+    Printed as `LLC0203 layers.17.mlp.gate: the reason. Next: the next step`.
+    """
+
+    def __init__(self, code: str, where: str, reason: str, hint: str = "") -> None:
+        if code not in CODES:
+            raise KeyError(f"error code {code} is not in llamac.errors.CODES")
+        self.code = code
+        self.where = where
+        self.reason = reason
+        self.hint = hint
+        super().__init__(self.message())
+
+    def message(self) -> str:
+        """The one-line form that the command line prints."""
+        reason = self.reason.rstrip(".")
+        tail = f". Next: {self.hint.rstrip('.')}" if self.hint else ""
+        return f"{self.code} {self.where}: {reason}{tail}"
+
+    def to_json(self) -> dict[str, str]:
+        """The machine-readable form that `--json` prints."""
+        return {"code": self.code, "where": self.where, "reason": self.reason, "next": self.hint}
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """" (did you mean 'x'?)" for the closest candidate, or an empty string when none is close."""
+    close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,0 +1,85 @@
+"""Evaluates weights, whole or by blocks of rows, pulling only the bytes that the wanted rows need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from llamac.errors import LlamacError
+
+from .definition import Array, Evaluation
+from .dtypes import DTYPES, round_to, widen
+from .graph import DataSource, FileSource, Op, Value, Weight
+from .registry import find_op
+from .types import TensorType
+
+RowReader = Callable[[str, int, int], Array]
+"""(tensor name, lo, hi) -> uint8 [hi - lo, row_bytes]; a rank-1 tensor is one row."""
+
+
+def refuse_file_weights(tensor: str, lo: int, hi: int) -> Array:
+    """The row reader of modules that have no checkpoint."""
+    raise LlamacError("LLC0405", tensor, "the module has no checkpoint to read this weight from")
+
+
+class WeightEvaluator:
+    """Gives the stored form of weights: float weights in their dtype, integers in their storage dtype."""
+
+    def __init__(self, read_rows: RowReader = refuse_file_weights) -> None:
+        self._read_rows = read_rows
+
+    def whole(self, weight: Weight) -> Array:
+        """The weight as one array of its type's storage dtype."""
+        rows = weight.tensor.shape[0] if weight.tensor.rank > 1 else 1
+        assert isinstance(rows, int)
+        found = self.rows(weight, 0, rows)
+        shape = tuple(d for d in weight.tensor.shape if isinstance(d, int))
+        return found.reshape(shape)
+
+    def rows(self, weight: Weight, lo: int, hi: int) -> Array:
+        """Rows [lo, hi) of a weight of rank 2 or more; for rank 1 the whole of it."""
+        if isinstance(weight.source, FileSource):
+            return self._from_file(weight, weight.source, lo, hi)
+        if isinstance(weight.source, DataSource):
+            values = np.frombuffer(weight.source.data, weight.tensor.dtype.storage)
+            shape = tuple(d for d in weight.tensor.shape if isinstance(d, int))
+            return values.reshape(shape)[lo:hi] if len(shape) > 1 else values
+        assert weight.producer is not None
+        return self._from_op(weight.producer, weight.tensor, lo, hi)
+
+    def _from_file(self, weight: Weight, source: FileSource, lo: int, hi: int) -> Array:
+        t = weight.tensor
+        if t.rank == 1:
+            lo, hi = 0, 1
+        raw = self._read_rows(source.tensor, lo, hi)
+        values = raw if source.encoding not in DTYPES else np.ascontiguousarray(raw).view(t.dtype.storage)
+        return values.reshape(-1) if t.rank == 1 else values
+
+    def _from_op(self, op: Op, type: TensorType, lo: int, hi: int) -> Array:
+        rule = find_op(op.opcode).rows
+        assert rule is not None
+        types = [v.tensor for v in op.operands]
+        needed = rule(op.attributes, types, lo, hi) if type.rank > 1 else [None] * len(types)
+        inputs = [self._operand(v, part) for v, part in zip(op.operands, needed, strict=True)]
+        if op.opcode == "concat":
+            inputs = [x for x in inputs if x.shape[0]]
+        result = evaluate_op(op, inputs, type)
+        if any(part is None for part in needed) and type.rank > 1:
+            result = result[lo:hi]
+        return result
+
+    def _operand(self, value: Value, part: tuple[int, int] | None) -> Array:
+        assert isinstance(value, Weight)
+        return self.whole(value) if part is None else self.rows(value, *part)
+
+
+def evaluate_op(op: Op, inputs: list[Array], type: TensorType) -> Array:
+    """One weight-defining op on stored arrays, giving the stored form of its result."""
+    run = partial(Evaluation, inputs, op.attributes, [type], {}, False)
+    (found,) = find_op(op.opcode).evaluate(run())
+    result = np.asarray(found)
+    if type.dtype.is_float and result.dtype != type.dtype.storage:
+        return round_to(widen(result), type.dtype).astype(type.dtype.storage)
+    return result

@@ -1,0 +1,53 @@
+"""Grouped-query attention of one sequence (Ainslie et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..definition import Array, Evaluation, OpDefinition, OpError, Signature
+from ..dtypes import I32
+from ..levels import MODEL
+from ..types import Type
+
+
+def softmax_rows(scores: Array) -> Array:
+    """Softmax over the last axis."""
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
+
+
+def _infer(s: Signature) -> Sequence[Type]:
+    q, k, v, positions = s.tensors()
+    fits = q.rank == 3 and k.rank == 3 and k == v and q.shape[2] == k.shape[2] and q.dtype is k.dtype
+    heads, kv_heads = q.shape[0], k.shape[0]
+    if not fits or not isinstance(heads, int) or not isinstance(kv_heads, int) or heads % kv_heads:
+        raise OpError(f"q {q}, k {k}, v {v}: expected [H, T, h], [K, S, h], [K, S, h] with H a multiple of K")
+    if positions.dtype is not I32 or positions.shape != (q.shape[1],):
+        raise OpError(f"positions {positions} must be i32 [{q.shape[1]}]")
+    return [q]
+
+
+def _evaluate(e: Evaluation) -> Sequence[Any]:
+    q, k, v, positions = e.inputs
+    group = q.shape[0] // k.shape[0]
+    keys, values = np.repeat(k, group, axis=0), np.repeat(v, group, axis=0)
+    scores = e.rounded(e.rounded(q @ keys.transpose(0, 2, 1)) * q.dtype.type(e.number("scale")))
+    hidden = np.arange(k.shape[1])[None, :] > positions[:, None]
+    scores = np.where(hidden[None], -np.inf, scores)
+    return [e.rounded(e.rounded(softmax_rows(scores)) @ values)]
+
+
+OPS: tuple[OpDefinition, ...] = (
+    OpDefinition(
+        "attention",
+        frozenset({MODEL}),
+        ("q", "k", "v", "positions"),
+        {"scale": "float"},
+        _infer,
+        _evaluate,
+        "softmax(q k^T * scale, keys after positions[t] hidden) v; query head i reads kv head i // (H / K).",
+    ),
+)

@@ -1,0 +1,39 @@
+"""RMS normalization."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..definition import Evaluation, OpDefinition, OpError, Signature
+from ..levels import KERNEL, MODEL
+from ..types import Type
+
+
+def _infer(s: Signature) -> Sequence[Type]:
+    x, weight = s.tensors()
+    if weight.shape != (x.shape[-1],) or not x.dtype.is_float:
+        raise OpError(f"x {x} does not fit weight {weight}")
+    return [x]
+
+
+def _evaluate(e: Evaluation) -> Sequence[Any]:
+    x, weight = e.inputs
+    one = x.dtype.type(1)
+    normal = x * (one / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + x.dtype.type(e.number("eps"))))
+    return [e.rounded(e.rounded(normal) * weight)]
+
+
+OPS: tuple[OpDefinition, ...] = (
+    OpDefinition(
+        "rms_norm",
+        frozenset({MODEL, KERNEL}),
+        ("x", "weight"),
+        {"eps": "float"},
+        _infer,
+        _evaluate,
+        "x / sqrt(mean(x^2) + eps) in f32, rounded to x's dtype, times weight (Zhang and Sennrich 2019).",
+    ),
+)

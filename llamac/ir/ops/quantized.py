@@ -1,0 +1,181 @@
+"""Quantized values: what integers with scales stand for, and the kernels that multiply with packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..definition import Array, Evaluation, OpDefinition, OpError, Signature
+from ..dtypes import E4M3FN, F32, I8, I32, U8, widen
+from ..layouts import WeightFormat, format_of, unpack
+from ..levels import CAPTURED, KERNEL, MODEL
+from ..types import TensorType, Type
+from .weights import fixed, group_slices, same_rows
+
+
+def _infer_dequantize(s: Signature) -> Sequence[Type]:
+    rows, columns = fixed(s.tensor(0))
+    group = s.integer("group")
+    if group <= 0:
+        raise OpError(f"group must be positive, got {group}")
+    for index in range(1, len(s.types)):
+        t = s.tensor(index)
+        if t.shape != (rows, group_slices(columns, group)) or not t.dtype.is_float:
+            raise OpError(f"{t} must hold one float per group of {group} of {s.tensor(0)}")
+    return [TensorType((rows, columns), F32)]
+
+
+def _evaluate_dequantize(e: Evaluation) -> Sequence[Any]:
+    quants, scale, *minimum = e.inputs
+    group, columns = e.integer("group"), quants.shape[1]
+    values = (widen(quants) if quants.dtype == E4M3FN.storage else quants.astype(np.float32)) * _spread(
+        scale, group, columns
+    )
+    if minimum:
+        values = values + _spread(minimum[0], group, columns)
+    return [values.astype(e.float_type)]
+
+
+def _spread(per_group: Array, group: int, columns: int) -> Array:
+    return np.repeat(widen(per_group), group, axis=1)[:, :columns]
+
+
+def _infer_quantize_rows(s: Signature) -> Sequence[Type]:
+    x, block = s.tensor(0), s.integer("block")
+    columns, padded = x.shape[-1], s.integer("padded")
+    if x.rank != 2 or x.dtype is not F32 or not isinstance(columns, int) or padded < columns or padded % block:
+        raise OpError(f"cannot quantize {x} in blocks of {block} padded to {padded}")
+    rows = x.shape[0]
+    return [
+        TensorType((rows, padded), I8),
+        TensorType((rows, padded // block), F32),
+        TensorType((rows, padded // block), I32),
+    ]
+
+
+def _evaluate_quantize_rows(e: Evaluation) -> Sequence[Any]:
+    x, block, padded = e.inputs[0].astype(np.float32), e.integer("block"), e.integer("padded")
+    x = np.pad(x, ((0, 0), (0, padded - x.shape[1]))).reshape(x.shape[0], -1, block)
+    amax = np.abs(x).max(axis=2)
+    inverse = np.divide(np.float32(127), amax, out=np.zeros_like(amax), where=amax > 0)
+    quants = np.rint(x * inverse[:, :, None]).astype(np.int8)
+    scale = (amax / np.float32(127)).astype(np.float32)
+    return [quants.reshape(x.shape[0], -1), scale, quants.sum(axis=2, dtype=np.int32)]
+
+
+def _packed_shape(s: Signature, index: int) -> tuple[WeightFormat, int, int]:
+    """The format, rows and columns that operand `index` must be packed for."""
+    fmt, rows, columns = format_of(s.text("format")), s.integer("rows"), s.integer("columns")
+    expected = TensorType((fmt.panels(rows), fmt.panel_bytes(columns)), U8)
+    if s.tensor(index) != expected:
+        raise OpError(f"a {rows} x {columns} matrix in {fmt.name} is {expected}, got {s.tensor(index)}")
+    return fmt, rows, columns
+
+
+def _with_residual(s: Signature, index: int, result: TensorType) -> Sequence[Type]:
+    if len(s.types) > index and s.tensor(index) != result:
+        raise OpError(f"the residual must be {result}, got {s.tensor(index)}")
+    return [result]
+
+
+def _infer_dense(s: Signature) -> Sequence[Type]:
+    fmt, rows, columns = _packed_shape(s, 1)
+    x = s.tensor(0)
+    if not fmt.is_dense or x.rank != 2 or x.shape[1] != columns or x.dtype is not F32:
+        raise OpError(f"x {x} does not fit a dense {rows} x {columns} weight in {fmt.name}")
+    return _with_residual(s, 2, x.with_shape(x.shape[0], rows))
+
+
+def _infer_grouped(s: Signature) -> Sequence[Type]:
+    fmt, rows, columns = _packed_shape(s, 3)
+    quants, scale, total = s.tensor(0), s.tensor(1), s.tensor(2)
+    padded = fmt.padded_columns(columns)
+    tokens = quants.shape[0]
+    blocks = (tokens, padded // fmt.block) if not fmt.is_dense else ()
+    if fmt.is_dense or quants != TensorType((tokens, padded), I8):
+        raise OpError(f"activations {quants} do not fit {fmt.name} with {columns} columns")
+    if scale != TensorType(blocks, F32) or total != TensorType(blocks, I32):
+        raise OpError(f"scales {scale} and sums {total} must have shape {list(blocks)}")
+    return _with_residual(s, 4, TensorType((tokens, rows), F32))
+
+
+def _unpacked(e: Evaluation, index: int) -> Array:
+    fmt = format_of(e.text("format"))
+    return unpack(fmt, e.inputs[index], e.integer("rows"), e.integer("columns")).astype(e.float_type)
+
+
+def _evaluate_dense(e: Evaluation) -> Sequence[Any]:
+    x, _, *residual = e.inputs
+    product = x @ _unpacked(e, 1).T
+    return [e.rounded(residual[0] + product if residual else product)]
+
+
+def _evaluate_grouped(e: Evaluation) -> Sequence[Any]:
+    quants, scale, _, _, *residual = e.inputs
+    columns = e.integer("columns")
+    block = quants.shape[1] // scale.shape[1]
+    x = (quants.astype(e.float_type) * np.repeat(scale, block, axis=1).astype(e.float_type))[:, :columns]
+    product = x @ _unpacked(e, 3).T
+    return [e.rounded(residual[0] + product if residual else product)]
+
+
+def _infer_embed(s: Signature) -> Sequence[Type]:
+    _, _, columns = _packed_shape(s, 1)
+    ids = s.tensor(0)
+    if ids.dtype is not I32 or ids.rank != 1:
+        raise OpError(f"ids {ids} must be i32 [T]")
+    return [TensorType((ids.shape[0], columns), F32)]
+
+
+_PACKED = {"format": "str", "rows": "int", "columns": "int"}
+
+OPS: tuple[OpDefinition, ...] = (
+    OpDefinition(
+        "dequantize",
+        frozenset({CAPTURED, MODEL, KERNEL}),
+        ("quants", "scale", "minimum?"),
+        {"group": "int"},
+        _infer_dequantize,
+        _evaluate_dequantize,
+        "quants * scale + minimum, each scale and minimum covering `group` columns.",
+        rows=same_rows,
+    ),
+    OpDefinition(
+        "quantize_rows",
+        frozenset({KERNEL}),
+        ("x",),
+        {"block": "int", "padded": "int"},
+        _infer_quantize_rows,
+        _evaluate_quantize_rows,
+        "Activations as int8 with one scale max|x|/127 per block; results: quants, scales, sums of quants.",
+    ),
+    OpDefinition(
+        "linear_dense",
+        frozenset({KERNEL}),
+        ("x", "weight", "residual?"),
+        _PACKED,
+        _infer_dense,
+        _evaluate_dense,
+        "x times a packed float weight, plus the residual.",
+    ),
+    OpDefinition(
+        "linear_grouped",
+        frozenset({KERNEL}),
+        ("quants", "scales", "sums", "weight", "residual?"),
+        _PACKED,
+        _infer_grouped,
+        _evaluate_grouped,
+        "int8 activations times a packed integer weight in integer dot products, plus the residual.",
+    ),
+    OpDefinition(
+        "embed_rows",
+        frozenset({KERNEL}),
+        ("ids", "weight"),
+        _PACKED,
+        _infer_embed,
+        lambda e: [e.rounded(_unpacked(e, 1)[e.inputs[0]])],
+        "Row ids[t] of a packed weight, as f32.",
+    ),
+)

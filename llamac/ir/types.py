@@ -1,0 +1,72 @@
+"""Value types: tensors with named symbolic dimensions, and the paged key/value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Union
+
+from .dims import Dim, DimLike, evaluate, substitute
+from .dtypes import DType
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """`tensor<T x 2048 x bf16>`: a dense row-major tensor; no dimensions means a scalar."""
+
+    shape: tuple[DimLike, ...]
+    dtype: DType
+
+    def __str__(self) -> str:
+        dims = [f"({d})" if isinstance(d, Dim) and len(d.terms) > 1 else str(d) for d in self.shape]
+        return f"tensor<{' x '.join([*dims, self.dtype.name])}>"
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    def with_shape(self, *shape: DimLike) -> TensorType:
+        return TensorType(tuple(shape), self.dtype)
+
+    def with_dtype(self, dtype: DType) -> TensorType:
+        return TensorType(self.shape, dtype)
+
+    def concrete_shape(self, values: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with every symbol bound."""
+        return tuple(evaluate(d, values) for d in self.shape)
+
+    def substituted(self, values: Mapping[str, DimLike]) -> TensorType:
+        return TensorType(tuple(substitute(d, values) for d in self.shape), self.dtype)
+
+
+@dataclass(frozen=True)
+class CacheType:
+    """The paged key/value cache of one kind of layer: pages of `page` tokens, each holding K and V of every layer."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    page: int
+    dtype: DType
+
+    def __str__(self) -> str:
+        return (
+            f"kv_cache<layers = {self.layers}, kv_heads = {self.kv_heads}, head_dim = {self.head_dim}, "
+            f"page = {self.page}, {self.dtype.name}>"
+        )
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page: K and V of `page` tokens in every layer."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.page * self.dtype.bits // 8
+
+
+Type = Union[TensorType, CacheType]
+
+
+def tensor(*parts: DimLike | DType) -> TensorType:
+    """`tensor(T, 2048, BF16)` in the order it prints."""
+    *shape, dtype = parts
+    if not isinstance(dtype, DType) or any(isinstance(d, DType) for d in shape):
+        raise TypeError("tensor(dims..., dtype)")
+    return TensorType(tuple(shape), dtype)  # type: ignore[arg-type]

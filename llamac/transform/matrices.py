@@ -1,0 +1,47 @@
+"""The weight matrices of a model-level module, by role, and replacing one in every place that uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llamac.errors import LlamacError, did_you_mean
+from llamac.ir.graph import Module, Value, Weight
+
+from .rewriter import Rewriter
+
+USERS = ("linear", "embedding")
+ROLES = ("all", "blocks", "tables")
+"""`tables` are the embedding and the head, `blocks` everything else."""
+
+
+def matrices(module: Module, role: str) -> Iterator[Weight]:
+    """Weights that a linear or an embedding uses, in definition order, restricted to `role`."""
+    if role not in ROLES:
+        raise LlamacError("LLC0502", "weights", f"must be {', '.join(ROLES)}, not '{role}'{did_you_mean(role, ROLES)}")
+    for weight in list(module.weights.values()):
+        users = [op for op in weight.users if op.opcode in USERS and op.results[0] is not weight]
+        if users and role in ("all", "blocks" if weight.name.startswith("layers.") else "tables"):
+            yield weight
+
+
+def replace_weight(module: Module, old: Weight, new: Weight) -> None:
+    """Every linear and embedding that used `old` uses `new`; an embedding's result is cast to the dtype it had."""
+    for graph in module.graphs.values():
+        rewriter = Rewriter(module, graph)
+        for op in list(graph.ops):
+            if op.opcode in USERS and old in op.operands:
+                rewriter.at(op)
+                operands = [new if v is old else v for v in op.operands]
+                result = rewriter.op(op.opcode, *operands, **op.attributes)
+                if result.type != op.result.type:
+                    result = rewriter.op("cast", result, dtype=op.result.tensor.dtype)
+                rewriter.replace(op.result, result)
+        rewriter.finish()
+
+
+def stored_as(weight: Value) -> str:
+    """A short name for how a weight is held: `bf16`, or `u4 g32` for a dequantized one."""
+    producer = weight.producer
+    if producer is not None and producer.opcode == "dequantize":
+        return f"{producer.operands[0].tensor.dtype} g{producer.attributes['group']}"
+    return str(weight.tensor.dtype)

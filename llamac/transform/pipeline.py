@@ -1,0 +1,106 @@
+"""Runs passes in order: checks levels, verifies after each, asserts expected counts, and records what happened."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from llamac.errors import LlamacError
+from llamac.ir.graph import Module
+from llamac.ir.verifier import verify
+
+from .base import Pass, PassContext, PassResult
+from .registry import parse_pass
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass of a pipeline; `expected` are counts it must reach, such as one fused attention a layer."""
+
+    run: Pass
+    expected: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did, for the manifest and for `--time-passes`."""
+
+    name: str
+    options: Mapping[str, object]
+    result: PassResult
+    seconds: float
+
+
+AfterPass = Callable[[Pass, Module, PassResult], None]
+
+
+def run_pipeline(
+    module: Module,
+    steps: Iterable[Step],
+    context: PassContext,
+    after: AfterPass | None = None,
+    verify_each: bool = True,
+) -> list[PassRecord]:
+    """Run `steps` on `module` in place; `after` sees the module after each pass."""
+    records = []
+    for step in steps:
+        started = time.perf_counter()
+        result = run_pass(module, step.run, context)
+        seconds = time.perf_counter() - started
+        if verify_each:
+            _verify(module, step.run)
+        _check_counts(step, result)
+        records.append(PassRecord(step.run.name, step.run.options(), result, seconds))
+        if after is not None:
+            after(step.run, module, result)
+    return records
+
+
+def run_pass(module: Module, item: Pass, context: PassContext) -> PassResult:
+    """Run one pass: its required levels are checked before, the level it produces is set after."""
+    if module.level not in item.requires:
+        raise LlamacError(
+            "LLC0503",
+            item.name,
+            f"needs a module at level {' or '.join(item.requires)}, this one is at {module.level}",
+            "`llamac passes --pipeline cpu` prints a working order",
+        )
+    result = item.run(module, context)
+    if item.produces is not None:
+        module.level = item.produces
+    return result
+
+
+def parse_pipeline(text: str) -> list[Step]:
+    """Passes from text: names separated by commas, options in braces."""
+    parts = re.findall(r"[^,{}\s]+(?:\{[^}]*\})?", text)
+    return [Step(parse_pass(part)) for part in parts]
+
+
+def pipeline_text(steps: Iterable[Step]) -> str:
+    """The text that `parse_pipeline` reads back."""
+    return ",".join(str(step.run) for step in steps)
+
+
+def _verify(module: Module, item: Pass) -> None:
+    try:
+        verify(module)
+    except LlamacError as error:
+        raise LlamacError(
+            "LLC0504", error.where, f"after {item.name}: {error.reason}", "this is a bug in the pass"
+        ) from error
+
+
+def _check_counts(step: Step, result: PassResult) -> None:
+    for name, expected in step.expected.items():
+        found = result.counts.get(name, 0)
+        if found != expected:
+            first = next((f"; first near match, {r.where}: {r.reason}" for r in result.refusals), "")
+            raise LlamacError(
+                "LLC0501",
+                step.run.name,
+                f"'{name}' fired {found} times, the architecture has {expected}{first}",
+                "the captured graph is not in the form that the pass knows",
+            )

@@ -1,0 +1,84 @@
+"""GGUF files of architecture `llama` -> `Checkpoint`: blocks stay as they are stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from llamac.errors import LlamacError
+
+from .checkpoint import BLOCKS, Checkpoint, FileRows, StoredTensor
+from .gguf_file import GgufFile, GgufTensor, read_gguf
+from .gguf_text import read_gguf_text
+from .ledger import LedgerEntry
+from .llama.gguf_config import config_from_gguf
+from .llama.weights import GGUF, check_weights, missing_weight, model_name, model_place
+
+DIVISORS = "rope_freqs.weight"
+
+
+def read_gguf_checkpoint(path: Path) -> Checkpoint:
+    """Read metadata and tensor table; no weight is touched.
+
+    Raises LLC02xx for what is wrong with the file, LLC03xx for what is wrong with the model it describes.
+    """
+    file = read_gguf(path)
+    _check_not_split(file)
+    table = {tensor.name: tensor for tensor in file.tensors}
+    ledger: list[LedgerEntry] = []
+    if "token_embd.weight" not in table:
+        raise missing_weight(["embed"], GGUF)
+    config = config_from_gguf(
+        file.metadata,
+        file.path.name,
+        vocabulary_rows=table["token_embd.weight"].shape[0],
+        tied_head="output.weight" not in table,
+        divisors=_divisors(file, table),
+        ledger=ledger,
+    )
+    found = [_weight(file, tensor) for tensor in file.tensors if tensor.name != DIVISORS]
+    text = read_gguf_text(file.metadata, file.path.name, config.vocab_size)
+    license_name = file.metadata.get("general.license")
+    return Checkpoint(
+        config=config,
+        tensors=check_weights(config, {tensor.name: tensor for tensor in found}, GGUF),
+        format="gguf",
+        tokenizer=text.tokenizer,
+        chat_template=text.chat_template,
+        generation=text.generation,
+        name=config.name,
+        license=license_name if isinstance(license_name, str) and license_name else None,
+        ledger=[*ledger, *text.ledger],
+    )
+
+
+def _check_not_split(file: GgufFile) -> None:
+    count = file.metadata.get("split.count", 0)
+    if isinstance(count, int) and count > 1:
+        reason = f"one part of {count} of a split GGUF file"
+        raise LlamacError("LLC0210", file.path.name, reason, "merge the parts with `llama-gguf-split --merge`")
+
+
+def _weight(file: GgufFile, tensor: GgufTensor) -> StoredTensor:
+    name = model_name(tensor.name, GGUF)
+    if name is None:
+        reason = f"{tensor.name[:120]} is no weight of a dense Llama"
+        raise LlamacError("LLC0207", model_place(tensor.name, GGUF), reason, "compile a plain dense Llama checkpoint")
+    if tensor.encoding is None:
+        supported = ", ".join(encoding.upper() for encoding in BLOCKS if encoding != "e4m3fn")
+        reason = f"{tensor.name} is stored as {tensor.type_name}, which is not supported"
+        raise LlamacError("LLC0209", name, reason, f"convert with one of {supported}")
+    return StoredTensor(name, tensor.name, tensor.shape, tensor.encoding, file.path, tensor.offset, tensor.nbytes)
+
+
+def _divisors(file: GgufFile, table: dict[str, GgufTensor]) -> tuple[float, ...]:
+    """The divisors of the inverse frequencies, in which GGUF expresses llama3 scaling; empty when there are none."""
+    tensor = table.get(DIVISORS)
+    if tensor is None:
+        return ()
+    if tensor.encoding != "f32" or len(tensor.shape) != 1 or tensor.shape[0] > 1 << 14:
+        reason = f"{DIVISORS} is {tensor.type_name} {list(tensor.shape)}, expected one F32 vector"
+        raise LlamacError("LLC0209", "rope", reason, "convert the checkpoint again")
+    stored = StoredTensor("rope", DIVISORS, tensor.shape, "f32", file.path, tensor.offset, tensor.nbytes)
+    return tuple(FileRows().read(stored, 0, 1).view(np.dtype("<f4")).tolist())

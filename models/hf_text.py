@@ -1,0 +1,184 @@
+"""The text side of a Hugging Face directory: tokenizer files, chat template, stop ids, sampling defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .checkpoint import GenerationDefaults, TokenizerSource
+from .input_files import parse_json_object, read_bytes, read_json_object, read_text
+from .ledger import LedgerEntry, entry
+from .llama.tiktoken_format import is_rank_file, special_tokens
+from .stop_tokens import StopIds
+
+SpecialIds = Mapping[str, int]
+"""Special token text -> id."""
+
+PostProcessor = object
+"""The post-processor of a tokenizer.json, or None where there is no tokenizer.json."""
+
+BEGIN = "<|begin_of_text|>"
+SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@dataclass
+class TextFiles:
+    """What the text files of a checkpoint say."""
+
+    tokenizer: TokenizerSource | None = None
+    chat_template: str | None = None
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
+    ledger: list[LedgerEntry] = field(default_factory=list)
+
+
+def read_text_files(directory: Path, config: Mapping[str, object], vocab_size: int) -> TextFiles:
+    """Read every text file that is there; raises LLC0202 or LLC0214 for one that is damaged."""
+    ledger: list[LedgerEntry] = []
+    settings = _optional_json(directory / "tokenizer_config.json")
+    special_map = _optional_json(directory / "special_tokens_map.json")
+    generation = _optional_json(directory / "generation_config.json")
+    tokenizer, ids, processor = _tokenizer(directory, settings, ledger)
+    bos = _token_text(settings, special_map, "bos_token") or (BEGIN if BEGIN in ids else "")
+    eos = _token_text(settings, special_map, "eos_token")
+    declared = [ids.get(bos), generation.get("bos_token_id"), config.get("bos_token_id")]
+    bos_id = _first_id(declared, vocab_size)
+    stops = StopIds(vocab_size)
+    stops.add(generation.get("eos_token_id"), "generation_config.json eos_token_id")
+    stops.add(config.get("eos_token_id"), "config.json eos_token_id")
+    stops.add(ids.get(eos), "tokenizer_config.json eos_token")
+    stops.add_turn_ends(ids)
+    add_bos = False
+    if tokenizer is not None:
+        add_bos = bos_id is not None and _adds_bos(processor, settings, bos, ledger)
+        eos_id = _first_id([ids.get(eos), config.get("eos_token_id")], vocab_size)
+        tokenizer.info.update({"bos_id": bos_id, "eos_id": eos_id, "add_bos": add_bos})
+    sampling = _sampling(generation, ledger)
+    defaults = GenerationDefaults(bos_id, add_bos, stops.ids(), stops.sources(), sampling)
+    return TextFiles(tokenizer, _chat_template(directory, settings, ledger), defaults, [*ledger, *stops.ledger])
+
+
+def _optional_json(path: Path) -> dict[str, object]:
+    return read_json_object(path) if path.is_file() else {}
+
+
+def _tokenizer(
+    directory: Path, settings: Mapping[str, object], ledger: list[LedgerEntry]
+) -> tuple[TokenizerSource | None, SpecialIds, PostProcessor]:
+    """tokenizer.json, or a tokenizer.model of base64 rank lines; with special tokens and post-processor."""
+    if (directory / "tokenizer.json").is_file():
+        data = read_bytes(directory / "tokenizer.json")
+        parsed = parse_json_object(data, "tokenizer.json")
+        source = TokenizerSource("tokenizer.json", {"tokenizer.json": data}, {})
+        return source, _special_from_json(parsed), parsed.get("post_processor") or {}
+    path = directory / "tokenizer.model"
+    if not path.is_file():
+        ledger.append(entry("note", "tokenizer", "none", "the folder has neither tokenizer.json nor tokenizer.model"))
+        return None, {}, None
+    data = read_bytes(path)
+    if not is_rank_file(data):
+        reason = "tokenizer.model is a SentencePiece file; save the tokenizer with transformers to get tokenizer.json"
+        ledger.append(entry("note", "tokenizer", "none", reason))
+        return None, {}, None
+    tokens = _special_from_decoder(settings) or special_tokens(data)
+    source = TokenizerSource("tiktoken", {"tokenizer.model": data}, {"special_tokens": tokens})
+    return source, tokens, None
+
+
+def _special_from_json(tokenizer: Mapping[str, object]) -> dict[str, int]:
+    """Text -> id of the special tokens of a tokenizer.json."""
+    added = tokenizer.get("added_tokens")
+    rows = [row for row in added if isinstance(row, dict)] if isinstance(added, list) else []
+    return _special_rows((row.get("content"), row.get("id"), row.get("special")) for row in rows)
+
+
+def _special_from_decoder(settings: Mapping[str, object]) -> dict[str, int]:
+    """Text -> id of the special tokens that a tokenizer_config.json lists."""
+    decoder = settings.get("added_tokens_decoder")
+    rows = decoder.items() if isinstance(decoder, dict) else ()
+    return _special_rows(
+        (row.get("content"), int(key) if key.isdecimal() and len(key) < 10 else None, row.get("special"))
+        for key, row in rows
+        if isinstance(row, dict)
+    )
+
+
+def _special_rows(rows: Iterable[tuple[object, object, object]]) -> dict[str, int]:
+    return {
+        text: token_id
+        for text, token_id, special in rows
+        if isinstance(text, str) and text and isinstance(token_id, int) and token_id >= 0 and special is True
+    }
+
+
+def _token_text(settings: Mapping[str, object], special_map: Mapping[str, object], key: str) -> str:
+    """A token is given as its text or as an object with `content`; an empty string when neither file gives it."""
+    value = settings.get(key) or special_map.get(key)
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else ""
+
+
+def _first_id(values: Iterable[object], vocab_size: int) -> int | None:
+    """The first value that is an id of the vocabulary, or the first id of a list."""
+    for value in values:
+        value = value[0] if isinstance(value, list) and value else value
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size:
+            return value
+    return None
+
+
+def _adds_bos(
+    processor: PostProcessor, settings: Mapping[str, object], bos_token: str, ledger: list[LedgerEntry]
+) -> bool:
+    """Whether the checkpoint's own tokenizer puts the begin-of-sequence token before a prompt."""
+    declared = settings.get("add_bos_token")
+    if isinstance(declared, bool):
+        return declared
+    if processor is not None:
+        return _post_processor_adds(processor, bos_token)
+    ledger.append(entry("default", "tokenizer add_bos", "true", "no file says otherwise, and Llama prompts start so"))
+    return True
+
+
+def _post_processor_adds(processor: object, bos_token: str) -> bool:
+    """True when a template of the post-processor starts with the begin-of-sequence token."""
+    if not isinstance(processor, dict):
+        return False
+    parts = processor.get("processors")
+    if isinstance(parts, list):
+        return any(_post_processor_adds(part, bos_token) for part in parts[:16])
+    single = processor.get("single")
+    first = single[0] if isinstance(single, list) and single else None
+    special = first.get("SpecialToken") if isinstance(first, dict) else None
+    return isinstance(special, dict) and bos_token in ("", special.get("id"))
+
+
+def _sampling(generation: Mapping[str, object], ledger: list[LedgerEntry]) -> dict[str, float]:
+    """The published sampling settings; `do_sample: false` means greedy, temperature 0."""
+    found: dict[str, float] = {}
+    for key in SAMPLING_KEYS:
+        value = generation.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e6:
+            found[key] = value
+        elif value is not None:
+            what = f"{key} {repr(value)[:60]}"
+            ledger.append(entry("ignored", "generation_config.json", what, "not a number that can be used"))
+    if generation.get("do_sample") is False:
+        found["temperature"] = 0.0
+    return found
+
+
+def _chat_template(directory: Path, settings: Mapping[str, object], ledger: list[LedgerEntry]) -> str | None:
+    """chat_template.jinja, chat_template.json, or the one inside tokenizer_config.json."""
+    if (directory / "chat_template.jinja").is_file():
+        return read_text(directory / "chat_template.jinja")
+    value = _optional_json(directory / "chat_template.json").get("chat_template") or settings.get("chat_template")
+    if isinstance(value, list):
+        templates = {row.get("name"): row.get("template") for row in value if isinstance(row, dict)}
+        for name in templates:
+            if name != "default":
+                what = f"chat template {str(name)[:60]!r}"
+                ledger.append(entry("ignored", "tokenizer_config.json", what, "the one named 'default' is used"))
+        value = templates.get("default")
+    return value if isinstance(value, str) and value else None

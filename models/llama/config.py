@@ -1,0 +1,122 @@
+"""The Llama architecture as numbers: `LlamaConfig`, its invariants, and RoPE frequency scaling."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from llamac.errors import LlamacError
+
+DTYPES = ("bf16", "f16", "f32")
+ROPE_STYLES = ("half_split", "interleaved")
+
+LIMITS: dict[str, int] = {
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 22,
+    "layers": 4096,
+    "heads": 1 << 14,
+    "kv_heads": 1 << 14,
+    "head_dim": 1 << 14,
+    "vocab_size": 1 << 24,
+    "context_length": 1 << 31,
+}
+"""Largest accepted value of every size: far beyond any real model, small enough that a hostile config costs nothing."""
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How the inverse frequencies `theta**(-2i/head_dim)` are rescaled.
+
+    kind "llama3": smooth split by wavelength (low == high is a hard step; the blend branch is then empty).
+    kind "linear": every inverse frequency divided by `factor`.
+    kind "divisors": inverse frequency i divided by `divisors[i]` (GGUF `rope_freqs.weight`, head_dim/2 values).
+    """
+
+    kind: str
+    factor: float = 1.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 1.0
+    original_context: int = 0
+    divisors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """A dense Llama text model. Sizes are element counts; `dtype` is the working dtype that the source declares.
+
+    `rope_style` says how the rows of q and k are ordered: "half_split" pairs (i, i + head_dim/2) as Hugging Face
+    stores them, "interleaved" pairs (2i, 2i+1) as GGUF and Meta files do.
+    """
+
+    name: str
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    context_length: int
+    tied_head: bool
+    dtype: str
+    rope_style: str
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, a tied head counted once."""
+        attention = self.hidden_size * self.head_dim * 2 * (self.heads + self.kv_heads)
+        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        tables = self.vocab_size * self.hidden_size * (1 if self.tied_head else 2)
+        return self.layers * layer + tables + self.hidden_size
+
+
+def shape_name(parameters: int) -> str:
+    """A name for a nameless model, from its size alone, so that folder names never reach an artifact: `llama-1.24b`."""
+    for unit, letter in ((10**9, "b"), (10**6, "m"), (10**3, "k")):
+        if parameters >= unit:
+            return f"llama-{parameters / unit:.3g}{letter}" if parameters < 1000 * unit else f"llama-{parameters}"
+    return f"llama-{parameters}"
+
+
+def check_config(config: LlamaConfig, where: str) -> LlamaConfig:
+    """Return `config` unchanged, or raise LLC0303/LLC0304 naming the value that cannot be."""
+    for field, limit in LIMITS.items():
+        value = getattr(config, field)
+        if not 1 <= value <= limit:
+            raise LlamacError("LLC0303", where, f"{field} is {value}, expected 1..{limit}", "check the model's config")
+    for field in ("rms_norm_eps", "rope_theta"):
+        value = getattr(config, field)
+        if not (math.isfinite(value) and value > 0):
+            raise LlamacError("LLC0303", where, f"{field} is {value}, expected a positive number", "check the config")
+    if config.heads % config.kv_heads:
+        reason = f"{config.heads} attention heads cannot be shared by {config.kv_heads} key/value heads"
+        raise LlamacError("LLC0304", where, reason, "the head count must be a multiple of the key/value head count")
+    if config.head_dim % 2:
+        reason = f"head_dim is {config.head_dim}, and rotary embedding rotates pairs"
+        raise LlamacError("LLC0304", where, reason, "head_dim must be even")
+    if config.rope_scaling is not None:
+        check_rope_scaling(config.rope_scaling, config.head_dim, where)
+    return config
+
+
+def check_rope_scaling(scaling: RopeScaling, head_dim: int, where: str) -> None:
+    """Raise LLC0303/LLC0304 when the rescaling of the frequencies has no meaning."""
+    numbers = (scaling.factor, scaling.low_frequency_factor, scaling.high_frequency_factor, *scaling.divisors)
+    if not all(math.isfinite(number) and number > 0 for number in numbers):
+        raise LlamacError(
+            "LLC0303", where, "rope scaling holds a value that is not a positive number", "check the config"
+        )
+    if scaling.kind == "divisors" and len(scaling.divisors) != head_dim // 2:
+        reason = f"{len(scaling.divisors)} rope divisors for head_dim {head_dim}, expected {head_dim // 2}"
+        raise LlamacError("LLC0304", where, reason, "convert the checkpoint again")
+    if scaling.kind == "llama3":
+        if scaling.low_frequency_factor > scaling.high_frequency_factor:
+            low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+            reason = f"low_freq_factor {low} exceeds high_freq_factor {high}"
+            raise LlamacError("LLC0304", where, reason, "check the rope parameters")
+        if not 1 <= scaling.original_context <= LIMITS["context_length"]:
+            reason = f"original_max_position_embeddings is {scaling.original_context}"
+            raise LlamacError("LLC0303", where, reason, "expected the context length before scaling, such as 8192")

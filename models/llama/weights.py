@@ -1,0 +1,117 @@
+"""Names and shapes of the weights of a dense Llama, and the check of what a file holds against what the config says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from llamac.errors import LlamacError
+
+from ..checkpoint import StoredTensor
+from .config import LlamaConfig
+
+LAYER_NAMES: tuple[tuple[str, str, str], ...] = (
+    ("attn_norm", "input_layernorm", "attn_norm"),
+    ("attn.q", "self_attn.q_proj", "attn_q"),
+    ("attn.k", "self_attn.k_proj", "attn_k"),
+    ("attn.v", "self_attn.v_proj", "attn_v"),
+    ("attn.o", "self_attn.o_proj", "attn_output"),
+    ("mlp_norm", "post_attention_layernorm", "ffn_norm"),
+    ("mlp.gate", "mlp.gate_proj", "ffn_gate"),
+    ("mlp.up", "mlp.up_proj", "ffn_up"),
+    ("mlp.down", "mlp.down_proj", "ffn_down"),
+)
+"""Model-level name of a weight in a layer, its Hugging Face name, its GGUF name."""
+
+OUTER_NAMES: tuple[tuple[str, str, str], ...] = (
+    ("embed", "model.embed_tokens", "token_embd"),
+    ("norm", "model.norm", "output_norm"),
+    ("head", "lm_head", "output"),
+)
+HF, GGUF = 1, 2
+LAYER_PREFIX = {HF: "model.layers.", GGUF: "blk."}
+
+
+def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Every model-level weight name with its shape, [out, in] for matrices, in the order the model applies them."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    layer: dict[str, tuple[int, ...]] = {
+        "attn_norm": (hidden,),
+        "attn.q": (queries, hidden),
+        "attn.k": (keys, hidden),
+        "attn.v": (keys, hidden),
+        "attn.o": (hidden, queries),
+        "mlp_norm": (hidden,),
+        "mlp.gate": (inner, hidden),
+        "mlp.up": (inner, hidden),
+        "mlp.down": (hidden, inner),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"embed": (config.vocab_size, hidden)}
+    for index in range(config.layers):
+        shapes.update({f"layers.{index}.{suffix}": shape for suffix, shape in layer.items()})
+    shapes["norm"] = (hidden,)
+    if not config.tied_head:
+        shapes["head"] = (config.vocab_size, hidden)
+    return shapes
+
+
+def model_name(stored_name: str, style: int) -> str | None:
+    """Model-level name of a stored weight (`style` is HF or GGUF), or None when it is no weight of a Llama."""
+    for row in OUTER_NAMES:
+        if stored_name == f"{row[style]}.weight":
+            return row[0]
+    match = re.fullmatch(re.escape(LAYER_PREFIX[style]) + r"(0|[1-9]\d{0,5})\.(.+)\.weight", stored_name)
+    if match:
+        for row in LAYER_NAMES:
+            if match.group(2) == row[style]:
+                return f"layers.{match.group(1)}.{row[0]}"
+    return None
+
+
+def model_place(stored_name: str, style: int) -> str:
+    """Where in the model a stored name belongs, as closely as can be told: for messages about unexpected tensors."""
+    stem, _, kind = stored_name.rpartition(".")
+    place = model_name(f"{stem}.weight", style)
+    if place is not None:
+        return f"{place} ({kind})" if kind != "weight" else place
+    match = re.match(re.escape(LAYER_PREFIX[style]) + r"(\d{1,6})\.", stored_name)
+    return f"layers.{match.group(1)}" if match else stored_name[:120]
+
+
+def stored_name(name: str, style: int) -> str:
+    """The stored name of a model-level weight."""
+    for row in OUTER_NAMES:
+        if row[0] == name:
+            return f"{row[style]}.weight"
+    _, index, suffix = name.split(".", 2)
+    return f"{LAYER_PREFIX[style]}{index}.{next(row[style] for row in LAYER_NAMES if row[0] == suffix)}.weight"
+
+
+def check_weights(config: LlamaConfig, found: Mapping[str, StoredTensor], style: int) -> dict[str, StoredTensor]:
+    """The weights in model order; raises LLC0206 (missing), LLC0207 (too many layers) or LLC0208 (shape)."""
+    expected = expected_shapes(config)
+    surplus = [name for name in found if name not in expected]
+    if surplus:
+        tensor = found[surplus[0]]
+        reason = f"{tensor.stored_name} in {tensor.file.name} has no place in a model of {config.layers} layers"
+        raise LlamacError("LLC0207", surplus[0], reason, "the config belongs to another checkpoint")
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise missing_weight(missing, style)
+    for name, shape in expected.items():
+        tensor = found[name]
+        if tensor.shape != shape:
+            reason = f"expected shape {list(shape)} from the config, found {list(tensor.shape)} in {tensor.file.name}"
+            raise LlamacError("LLC0208", name, reason, "the config belongs to another checkpoint, or is damaged")
+    return {name: found[name] for name in expected}
+
+
+def missing_weight(missing: Iterable[str], style: int) -> LlamacError:
+    """LLC0206 for the first missing weight, with the number of the others."""
+    names = list(missing)
+    others = f" (and {len(names) - 1} others)" if len(names) > 1 else ""
+    hint = "download the checkpoint again"
+    if names == ["head"]:
+        hint = "set tie_word_embeddings to true if this model shares embed and head"
+    return LlamacError("LLC0206", names[0], f"the weight {stored_name(names[0], style)} is missing{others}", hint)

@@ -1,0 +1,57 @@
+"""Fuses the arithmetic of RMS normalization into `rms_norm`.
+
+Before: `mul(cast(mul(cast x, rsqrt(add(reduce_mean(mul(cast x, cast x)), eps)))), @w)`
+After:  `rms_norm x, @w {eps}`
+
+Must not fire when the mean is over another axis than the last, or when the result has another dtype than x.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llamac.ir.graph import Module, Value
+from llamac.ir.levels import CAPTURED, RAISING
+from llamac.transform.base import Pass, PassContext, PassResult
+from llamac.transform.pattern import Any, AnyWeight, Match, Node, Optional, Scalar
+from llamac.transform.rewriter import Rewriter, Rule, apply_rules
+
+_MEAN = Node("reduce_mean", Node("mul", Any("wide"), Any("wide")), name="mean")
+_NORMAL = Node("mul", Any("wide"), Node("rsqrt", Node("add", _MEAN, Scalar("eps"))))
+PATTERN = Node("mul", Optional("cast", _NORMAL), Optional("cast", AnyWeight("weight")))
+
+
+def _input(found: Match) -> Value:
+    """x itself: the value before it was widened for the norm."""
+    wide = found["wide"]
+    if wide.producer is not None and wide.producer.opcode == "cast":
+        return wide.producer.operands[0]
+    return wide
+
+
+def _check(found: Match) -> str | None:
+    rank = found["wide"].tensor.rank
+    if found.op("mean").attributes["axis"] not in (-1, rank - 1):
+        return "the mean is not over the last axis"
+    if _input(found).type != found.root.result.type:
+        return f"the result {found.root.result.type} differs from the input {_input(found).type}"
+    return None
+
+
+def _rewrite(found: Match, rewriter: Rewriter) -> Value:
+    return rewriter.op("rms_norm", _input(found), found["weight"], eps=found.number("eps"))
+
+
+RULES = (Rule("rms_norm", PATTERN, _rewrite, _check, near=3),)
+
+
+@dataclass(frozen=True)
+class FuseRmsNorm(Pass):
+    """Textbook RMS normalization -> rms_norm."""
+
+    name = "fuse-rms-norm"
+    requires = (CAPTURED, RAISING)
+    produces = RAISING
+
+    def run(self, module: Module, context: PassContext) -> PassResult:
+        return PassResult(*apply_rules(module, RULES))

@@ -1,0 +1,115 @@
+"""Fuses rotary position embedding into `rope`, in both conventions.
+
+Before (half_split):  `add(mul(x, C), mul(concat(neg(x[h/2:]), x[:h/2]), S))`, C and S from doubled angles
+Before (interleaved): `reshape(concat(sub(mul(e, C), mul(o, S)), add(mul(o, C), mul(e, S))))`, e and o the pairs of x
+After: `%cos, %sin = rope_angles %positions, %inverse_frequencies`, `rope x, %cos, %sin {style}`
+
+The tables stay in f32 whatever the activation dtype. Must not fire when the halves, the pairs or the tables are not
+exactly those of x.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llamac.ir.graph import Attribute, Module, Op, Value
+from llamac.ir.levels import CAPTURED, RAISING
+from llamac.transform.base import Pass, PassContext, PassResult
+from llamac.transform.pattern import Any, Match, Node, Optional, Pattern
+from llamac.transform.rewriter import Rewriter, Rule, apply_rules
+
+_COLUMN = Node("reshape", Node("cast", Any("positions")), name="column")
+_ANGLES = Node("mul", _COLUMN, Node("reshape", Any("frequencies"), name="row"))
+
+
+def _table(function: str, angles: Pattern) -> Pattern:
+    return Node("reshape", Optional("cast", Node(function, angles)), name=f"{function}_table")
+
+
+def _tables(angles: Pattern) -> tuple[Pattern, Pattern]:
+    return _table("cos", angles), _table("sin", angles)
+
+
+def _half_split() -> Pattern:
+    cos, sin = _tables(Node("concat", _ANGLES, _ANGLES, name="doubled"))
+    turned = Node(
+        "concat",
+        Node("neg", Node("slice", Any("x"), name="second")),
+        Node("slice", Any("x"), name="first"),
+        name="turned",
+    )
+    return Node("add", Node("mul", Any("x"), cos), Node("mul", turned, sin))
+
+
+def _interleaved() -> Pattern:
+    cos, sin = _tables(_ANGLES)
+    pairs = Node("reshape", Any("x"), name="pairs")
+    even, odd = Node("slice", pairs, name="first"), Node("slice", pairs, name="second")
+    new_even = Node("sub", Node("mul", even, cos), Node("mul", odd, sin))
+    new_odd = Node("add", Node("mul", odd, cos), Node("mul", even, sin))
+    return Node("reshape", Node("concat", new_even, new_odd, name="turned"))
+
+
+def _bounds(op: Op) -> tuple[Attribute, Attribute]:
+    return op.attributes["start"], op.attributes["stop"]
+
+
+def _last(op: Op) -> bool:
+    return op.attributes["axis"] in (-1, op.results[0].tensor.rank - 1)
+
+
+def _check_common(found: Match) -> str | None:
+    x, positions = found["x"].tensor, found["positions"].tensor
+    if x.rank != 3:
+        return f"x has rank {x.rank}, expected [heads, T, head_dim]"
+    if not all(_last(found.op(n)) for n in ("first", "second", "turned")):
+        return "the halves are not taken from the last axis"
+    if positions.rank != 1 or found["column"].tensor.shape != (positions.shape[0], 1):
+        return "the angles are not positions times frequencies"
+    return None
+
+
+def _check_half_split(found: Match) -> str | None:
+    h = found["x"].tensor.shape[-1]
+    assert isinstance(h, int)
+    if _bounds(found.op("first")) != (0, h // 2) or _bounds(found.op("second")) != (h // 2, h):
+        return "the slices are not the two halves"
+    if found["frequencies"].tensor.shape != (h // 2,):
+        return f"{found['frequencies'].type} does not hold head_dim / 2 frequencies"
+    return _check_common(found)
+
+
+def _check_interleaved(found: Match) -> str | None:
+    x = found["x"].tensor
+    h = x.shape[-1]
+    assert isinstance(h, int)
+    if found["pairs"].tensor.shape != (*x.shape[:-1], h // 2, 2) or found.root.result.type != x:
+        return "x is not reshaped to pairs and back"
+    if _bounds(found.op("first")) != (0, 1) or _bounds(found.op("second")) != (1, 2):
+        return "the slices are not the two elements of a pair"
+    return _check_common(found)
+
+
+def _rewrite(style: str, found: Match, rewriter: Rewriter) -> Value:
+    rewriter.at(found.root, found.op("row").location)
+    angles = rewriter.multi("rope_angles", found["positions"], found["frequencies"])
+    rewriter.at(found.root)
+    return rewriter.op("rope", found["x"], *angles.results, style=style)
+
+
+RULES = (
+    Rule("rope", _half_split(), lambda f, r: _rewrite("half_split", f, r), _check_half_split, near=4),
+    Rule("rope", _interleaved(), lambda f, r: _rewrite("interleaved", f, r), _check_interleaved, near=5),
+)
+
+
+@dataclass(frozen=True)
+class FuseRope(Pass):
+    """Textbook rotary embedding -> rope_angles and rope."""
+
+    name = "fuse-rope"
+    requires = (CAPTURED, RAISING)
+    produces = RAISING
+
+    def run(self, module: Module, context: PassContext) -> PassResult:
+        return PassResult(*apply_rules(module, RULES))

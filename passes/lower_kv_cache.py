@@ -1,0 +1,171 @@
+"""Turns the graph of one sequence with explicit past into the ragged step over a paged cache.
+
+Before: `step(ids[T], positions[T], past_k.0[K, P, h], ...) -> logits[T, V], k.0[K, P + T, h], ...`
+After:  `step(token_ids[T], positions[T], sequence_of_token[T], page_tables[S, N], logit_rows[R], cache) -> logits[R, V], cache`
+
+Each attention with its rotations becomes `rope_append` and `attend`; only the wanted rows reach the final norm and the
+head. Its law: for every partition of the rows into steps and sequences, the result equals the captured graph run per
+sequence. Must not fire when q, k and v are not plain projections, or when the past does not belong to the layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llamac.errors import LlamacError
+from llamac.ir.builder import make_op
+from llamac.ir.dims import symbol
+from llamac.ir.dtypes import DTYPES, I32
+from llamac.ir.graph import Attribute, Graph, Module, Op, Value, Weight
+from llamac.ir.levels import LOWERING, MODEL
+from llamac.ir.types import CacheType, tensor
+from llamac.transform.base import Pass, PassContext, PassResult
+
+from .fuse_qkv import PLUMBING, projection
+
+PAGE = 256
+
+
+@dataclass(frozen=True)
+class LowerKvCache(Pass):
+    """One sequence with past -> ragged step with a paged cache of `dtype`."""
+
+    name = "lower-kv-cache"
+    requires = (MODEL,)
+    produces = LOWERING
+    dtype: str = "f16"
+
+    def run(self, module: Module, context: PassContext) -> PassResult:
+        if self.dtype not in ("f32", "f16", "bf16"):
+            raise LlamacError("LLC0502", "dtype", f"the cache can be f32, f16 or bf16, not '{self.dtype}'")
+        lowering = _Lowering(module.step, self.dtype)
+        module.graphs["step"] = lowering.run()
+        return PassResult({"attention": lowering.layer})
+
+
+@dataclass
+class _Lowering:
+    old: Graph
+    dtype: str
+    layer: int = 0
+    mapped: dict[Value, Value] = field(default_factory=dict)
+    skipped: set[Op] = field(default_factory=set)
+
+    def run(self) -> Graph:
+        attentions = [op for op in self.old.ops if op.opcode == "attention"]
+        self.new = Graph("step", self._arguments(attentions))
+        self.cache = self.new.argument("cache")
+        self.mapped[self.old.argument("ids")] = self.new.argument("token_ids")
+        self.mapped[self.old.argument("positions")] = self.new.argument("positions")
+        last_norm = self._last_norm()
+        for op in attentions:
+            self._mark_plumbing(op)
+        for op in self.old.ops:
+            if op is last_norm:
+                hidden = self._value(op.operands[0])
+                self.mapped[op.operands[0]] = self._op("select_rows", hidden, self.new.argument("logit_rows"), at=op)
+            if op.opcode == "attention":
+                self._attention(op)
+            elif op not in self.skipped:
+                self._copy(op)
+        self.new.outputs = [self._value(self.old.outputs[0]), self.cache]
+        for op in self.old.ops:
+            op.drop_operands()
+        return self.new
+
+    def _arguments(self, attentions: list[Op]) -> list[tuple[str, object]]:  # type: ignore[type-arg]
+        tokens, rows = symbol("T"), symbol("R")
+        if not attentions:
+            raise LlamacError("LLC0505", "@step", "has no attention to lower", "run fuse-gqa first")
+        heads = attentions[0].operands[1].tensor.shape
+        kv_heads, head_dim = heads[0], heads[2]
+        assert isinstance(kv_heads, int) and isinstance(head_dim, int)
+        cache = CacheType(len(attentions), kv_heads, head_dim, PAGE, DTYPES[self.dtype])
+        return [
+            ("token_ids", tensor(tokens, I32)),
+            ("positions", tensor(tokens, I32)),
+            ("sequence_of_token", tensor(tokens, I32)),
+            ("page_tables", tensor(symbol("S"), symbol("N"), I32)),
+            ("logit_rows", tensor(rows, I32)),
+            ("cache", cache),
+        ]
+
+    def _last_norm(self) -> Op:
+        value: Value | None = self.old.outputs[0]
+        while value is not None and value.producer is not None:
+            if value.producer.opcode == "rms_norm":
+                return value.producer
+            value = value.producer.operands[0] if value.producer.opcode in ("cast", "linear") else None
+        raise LlamacError("LLC0505", "head", "the logits are not a projection of a final norm")
+
+    def _mark_plumbing(self, attention: Op) -> None:
+        """The reshapes and rotations between projections and attention, and those after it, are part of the kernels."""
+        stack = list(attention.operands[:3])
+        while stack:
+            op = stack.pop().producer
+            if op is not None and op.opcode in PLUMBING and op not in self.skipped:
+                self.skipped.add(op)
+                stack.append(op.operands[-1 if op.opcode == "concat" else 0])
+        result = attention.result
+        for opcode in ("transpose", "reshape"):
+            (user,) = result.users or (None,)
+            if user is None or user.opcode != opcode:
+                raise LlamacError("LLC0505", attention.location, f"expected {opcode} after the attention")
+            self.skipped.add(user)
+            result = user.result
+        self.mapped[attention.result] = result
+
+    def _attention(self, op: Op) -> None:
+        self._check_past(op)
+        heads = op.operands[0].tensor.shape[0]
+        assert isinstance(heads, int)
+        cos, sin = self._tables(op)
+        rows = [self.new.argument(n) for n in ("positions", "sequence_of_token", "page_tables")]
+        append = self._multi("rope_append", self.cache, self._qkv(op), cos, sin, *rows, at=op, layer=self.layer, heads=heads)
+        self.cache, q = append.results
+        scale = op.attributes["scale"]
+        mixed = self._op("attend", q, self.cache, *rows, at=op, layer=self.layer, heads=heads, scale=scale)
+        self.mapped[self.mapped[op.result]] = mixed
+        self.layer += 1
+
+    def _check_past(self, op: Op) -> None:
+        for operand, name in ((op.operands[1], "past_k"), (op.operands[2], "past_v")):
+            joined = operand.producer
+            wanted = f"{name}.{self.layer}"
+            if joined is None or joined.opcode != "concat" or joined.operands[0].name != wanted:
+                raise LlamacError("LLC0505", op.location, f"the keys and values are not appended to %{wanted}")
+
+    def _tables(self, op: Op) -> tuple[Value, Value]:
+        q, k = op.operands[0].producer, op.operands[1].producer
+        k = k.operands[-1].producer if k is not None else None
+        for rope in (q, k):
+            if rope is None or rope.opcode != "rope" or rope.attributes["style"] != "half_split":
+                raise LlamacError("LLC0505", op.location, "q and k are not rotated half-split", "run fold-rope first")
+        assert q is not None and k is not None
+        if q.operands[1:] != k.operands[1:]:
+            raise LlamacError("LLC0505", op.location, "q and k are rotated by different angles")
+        return self._value(q.operands[1]), self._value(q.operands[2])
+
+    def _qkv(self, op: Op) -> Value:
+        linears = [projection(v) for v in op.operands[:3]]
+        values = [self._value(found.result) for found in linears if found is not None]
+        if len(values) != 3:
+            raise LlamacError("LLC0505", op.location, "q, k and v are not plain projections")
+        if len(set(values)) == 1:
+            return values[0]
+        return self._op("concat", *values, at=op, axis=-1)
+
+    def _copy(self, op: Op) -> None:
+        made = self._multi(op.opcode, *(self._value(v) for v in op.operands), at=op, **op.attributes)
+        self.mapped.update(zip(op.results, made.results, strict=True))
+
+    def _value(self, value: Value) -> Value:
+        return value if isinstance(value, Weight) else self.mapped[value]
+
+    def _op(self, opcode: str, *operands: Value, at: Op, **attributes: Attribute) -> Value:
+        return self._multi(opcode, *operands, at=at, **attributes).result
+
+    def _multi(self, opcode: str, *operands: Value, at: Op, **attributes: Attribute) -> Op:
+        made = make_op(opcode, operands, attributes, at.location)
+        self.new.ops.append(made)
+        return made

@@ -1,0 +1,99 @@
+"""Replaces each chosen linear and embedding by its kernel over a packed weight, with activations quantized where needed.
+
+Before: `%y = linear %x, @w {format = "i4g32s16"}`
+After:  `@w.packed = pack @w.quants, @w.scales {format}`, `%q, %s, %t = quantize_rows %x`,
+        `%y = linear_grouped %q, %s, %t, @w.packed {format, rows, columns}`
+
+Norm weights become f32, the dtype that the norm is computed in. Must not fire before select-kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llamac.errors import LlamacError
+from llamac.ir.builder import define_weight
+from llamac.ir.dtypes import F32
+from llamac.ir.graph import Module, Op, Value, Weight
+from llamac.ir.layouts import WeightFormat, format_of
+from llamac.ir.levels import LOWERING
+from llamac.transform.base import Pass, PassContext, PassResult
+from llamac.transform.rewriter import Rewriter
+
+
+@dataclass(frozen=True)
+class PackWeights(Pass):
+    """linear and embedding -> kernels over packed weights."""
+
+    name = "pack-weights"
+    requires = (LOWERING,)
+
+    def run(self, module: Module, context: PassContext) -> PassResult:
+        counts = {"linear": 0, "embedding": 0, "norm": 0, "cast": 0}
+        for graph in module.graphs.values():
+            rewriter = Rewriter(module, graph)
+            for op in list(graph.ops):
+                kind = _pack(rewriter, op)
+                if kind is not None:
+                    counts[kind] += 1
+            rewriter.finish()
+        return PassResult(counts)
+
+
+def _pack(rewriter: Rewriter, op: Op) -> str | None:
+    rewriter.at(op)
+    if op.opcode == "linear":
+        rewriter.replace(op.result, _linear(rewriter, op))
+        return "linear"
+    if op.opcode == "embedding":
+        _embedding(rewriter, op)
+        return "embedding"
+    if op.opcode == "cast" and op.operands[0].type == op.result.type:
+        rewriter.replace(op.result, op.operands[0])
+        return "cast"
+    if op.opcode == "rms_norm" and op.operands[1].tensor.dtype is not F32:
+        weight = op.operands[1]
+        op.set_operand(1, rewriter.weight(f"{weight.name}.f32", "cast", weight, dtype=F32))
+        return "norm"
+    return None
+
+
+def _format(op: Op) -> WeightFormat:
+    if "format" not in op.attributes:
+        raise LlamacError("LLC0505", op.location, f"{op.opcode} has no weight format", "run select-kernels first")
+    return format_of(str(op.attributes["format"]))
+
+
+def _shape(weight: Value) -> tuple[int, int]:
+    rows, columns = weight.tensor.shape
+    assert isinstance(rows, int) and isinstance(columns, int)
+    return rows, columns
+
+
+def _packed(module: Module, weight: Value, fmt: WeightFormat) -> Weight:
+    assert isinstance(weight, Weight)
+    producer = weight.producer
+    parts = producer.operands if producer is not None and producer.opcode == "dequantize" else (weight,)
+    return define_weight(module, f"{weight.name}.packed", "pack", *parts, format=fmt.name)
+
+
+def _linear(rewriter: Rewriter, op: Op) -> Value:
+    x, weight = op.operands
+    fmt, (rows, columns) = _format(op), _shape(weight)
+    packed = _packed(rewriter.module, weight, fmt)
+    if fmt.is_dense:
+        return rewriter.op("linear_dense", x, packed, format=fmt.name, rows=rows, columns=columns)
+    quantized = rewriter.multi("quantize_rows", x, block=fmt.block, padded=fmt.padded_columns(columns))
+    return rewriter.op("linear_grouped", *quantized.results, packed, format=fmt.name, rows=rows, columns=columns)
+
+
+def _embedding(rewriter: Rewriter, op: Op) -> None:
+    table, ids = op.operands
+    fmt, (rows, columns) = _format(op), _shape(table)
+    packed = _packed(rewriter.module, table, fmt)
+    found = rewriter.op("embed_rows", ids, packed, format=fmt.name, rows=rows, columns=columns)
+    # The lookup gives f32 whatever the table holds, so the cast that followed it is gone.
+    for user in list(op.result.users):
+        if user.opcode == "cast":
+            rewriter.replace(user.result, found)
+    rewriter.replace(op.result, found)

@@ -1,0 +1,137 @@
+"""The compiler's table of contents: which passes run, in which order, for which target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llamac.errors import LlamacError, did_you_mean
+from llamac.transform.base import Pass
+from llamac.transform.pipeline import Step
+
+from .cast_weights import CastWeights
+from .dedupe_ops import DedupeOps
+from .eliminate_dead import EliminateDead
+from .enter_level import EnterKernel, EnterModel
+from .fold_constants import FoldConstants
+from .fold_rope import FoldRope
+from .fuse_gate_up import FuseGateUp
+from .fuse_gqa import FuseGqa
+from .fuse_qkv import FuseQkv
+from .fuse_residual import FuseResidual
+from .fuse_rms_norm import FuseRmsNorm
+from .fuse_rope import FuseRope
+from .fuse_swiglu import FuseSwiglu
+from .lower_kv_cache import LowerKvCache
+from .pack_weights import PackWeights
+from .plan_memory import PlanMemory
+from .quantize_fp8 import QuantizeFp8
+from .quantize_int4 import QuantizeInt4
+from .quantize_int8 import QuantizeInt8
+from .raise_linear import RaiseLinear
+from .roll_layers import RollLayers
+from .select_kernels import SelectKernels
+from .widen_activations import WidenActivations
+
+SCHEMES = ("keep", "f32", "f16", "bf16", "fp8", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What `--quantize SCHEME[:gN][:asym]` asks for."""
+
+    scheme: str = "keep"
+    group: int = 32
+    asymmetric: bool = False
+
+    def __str__(self) -> str:
+        group = f":g{self.group}" if self.group != 32 else ""
+        return f"{self.scheme}{group}{':asym' if self.asymmetric else ''}"
+
+
+def parse_quantization(text: str) -> Quantization:
+    """The inverse of `str` (LLC0104 for anything else, with the near match)."""
+    scheme, *options = text.split(":")
+    if scheme not in SCHEMES:
+        hint = f"choose {', '.join(SCHEMES)}"
+        raise LlamacError("LLC0104", "--quantize", f"unknown scheme '{scheme}'{did_you_mean(scheme, SCHEMES)}", hint)
+    group, asymmetric = 32, False
+    for option in options:
+        if option == "asym":
+            asymmetric = True
+        elif option in ("g32", "g64", "g128"):
+            group = int(option[1:])
+        else:
+            raise LlamacError("LLC0104", "--quantize", f"unknown option '{option}'", "use :g32, :g64, :g128 or :asym")
+    if options and scheme not in ("int8", "int4"):
+        raise LlamacError("LLC0104", "--quantize", f"'{scheme}' takes no options", "only int8 and int4 have groups")
+    return Quantization(scheme, group, asymmetric)
+
+
+def raise_and_fuse(layers: int) -> list[Step]:
+    """Captured -> model: every idea of the paper found once where it must be."""
+    return [
+        Step(RaiseLinear(), {"linear": 7 * layers + 1}),
+        Step(FuseRmsNorm(), {"rms_norm": 2 * layers + 1}),
+        Step(FuseRope(), {"rope": 2 * layers}),
+        Step(FuseGqa(), {"attention": layers}),
+        Step(FuseSwiglu(), {"swiglu": layers}),
+        Step(DedupeOps()),
+        Step(FoldConstants()),
+        Step(EliminateDead()),
+        Step(EnterModel()),
+    ]
+
+
+def optimize_model() -> list[Step]:
+    """Model level: conventions folded into weights, activations in f32."""
+    return [Step(FoldRope()), Step(WidenActivations()), Step(DedupeOps())]
+
+
+def quantize(q: Quantization) -> list[Step]:
+    """Weights -> the wanted scheme. Integer schemes hold the embedding and the head in at least 8 bits."""
+    passes: Mapping[str, list[Pass]] = {
+        "keep": [],
+        "f32": [CastWeights("f32")],
+        "f16": [CastWeights("f16")],
+        "bf16": [CastWeights("bf16")],
+        "fp8": [QuantizeFp8()],
+        "int8": [QuantizeInt8(group=q.group, asymmetric=q.asymmetric)],
+        "int4": [QuantizeInt4("blocks", q.group, q.asymmetric), QuantizeInt8("tables")],
+    }
+    return [Step(p) for p in passes[q.scheme]]
+
+
+def join_projections(layers: int, uniform: bool) -> list[Step]:
+    """q, k and v in one product, gate and up in one; `uniform` when no layer mixes schemes."""
+    return [
+        Step(FuseQkv(), {"qkv": layers} if uniform else {}),
+        Step(FuseGateUp(), {"gate_up": layers} if uniform else {}),
+        Step(EliminateDead()),
+    ]
+
+
+def lower_to_cpu(layers: int, kv_dtype: str, max_tokens: int) -> list[Step]:
+    """Model -> kernel, for the CPU backend."""
+    return [
+        Step(LowerKvCache(kv_dtype), {"attention": layers}),
+        Step(SelectKernels()),
+        Step(PackWeights(), {}),
+        Step(FuseResidual(), {"residual": 2 * layers}),
+        Step(DedupeOps()),
+        Step(EliminateDead()),
+        Step(EnterKernel()),
+        Step(RollLayers()),
+        Step(PlanMemory(max_tokens)),
+    ]
+
+
+def cpu_pipeline(layers: int, q: Quantization, kv_dtype: str, max_tokens: int, uniform: bool = True) -> list[Step]:
+    """Everything between capture and C."""
+    return [
+        *raise_and_fuse(layers),
+        *optimize_model(),
+        *quantize(q),
+        *join_projections(layers, uniform or q.scheme not in ("keep", "fp8")),
+        *lower_to_cpu(layers, kv_dtype, max_tokens),
+    ]

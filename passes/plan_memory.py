@@ -1,0 +1,141 @@
+"""Places every intermediate tensor in one arena, for at most `tokens` tokens a step.
+
+Before: `%3 = rms_norm %0, @w : ...`
+After:  `%3 = rms_norm %0, @w {buffers = [2359296]} : ...`
+
+Offsets are in bytes from the start of the arena, 64-byte aligned, and reuse what is no longer live. A linear with a
+residual writes over the residual when that dies there, and q is rotated inside qkv. -1 - i means argument i's own memory (an outlined layer updates
+its hidden state in place); -1000 is a cache or an output, which the caller owns. The parts of a concat along columns are
+written in place: each is a strip of the concat's buffer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llamac.analysis.memory import EXTERNAL, value_bytes
+from llamac.errors import LlamacError
+from llamac.ir.graph import Graph, Module, Op, Value, Weight
+from llamac.ir.levels import KERNEL
+from llamac.ir.types import CacheType
+from llamac.transform.base import Pass, PassContext, PassResult
+
+_RESIDUAL = {"linear_dense": 2, "linear_grouped": 4}
+
+
+@dataclass(frozen=True)
+class PlanMemory(Pass):
+    """Values -> offsets in one arena."""
+
+    name = "plan-memory"
+    requires = (KERNEL,)
+    tokens: int = 512
+
+    def run(self, module: Module, context: PassContext) -> PassResult:
+        if all("buffers" in op.attributes for _, op in module.ops()):
+            return PassResult()
+        frame, planned = 0, 0
+        for name, graph in module.graphs.items():
+            if name == "step":
+                frame = _Planner(graph, self.tokens, 0).run()
+        for name, graph in module.graphs.items():
+            if name != "step":
+                _Planner(graph, self.tokens, frame).run()
+            planned += sum(len(op.results) for op in graph.ops)
+        return PassResult({"buffer": planned})
+
+
+@dataclass
+class _Planner:
+    graph: Graph
+    tokens: int
+    base: int
+    place: dict[Value, int] = field(default_factory=dict)
+    last_use: dict[Value, int] = field(default_factory=dict)
+    live: dict[int, tuple[int, int]] = field(default_factory=dict)
+    end: int = 0
+
+    def run(self) -> int:
+        """Place every result of the graph; returns the end of its frame."""
+        self.end = self.base
+        for index, argument in enumerate(self.graph.arguments):
+            self.place[argument] = -1 - index
+        for index, op in enumerate(self.graph.ops):
+            for operand in op.operands:
+                self.last_use[operand] = index
+        strips = self._strips()
+        for index, op in enumerate(self.graph.ops):
+            self._free_before(index)
+            for result in op.results:
+                self._place(result, op, index, strips)
+            op.attributes["buffers"] = tuple(self.place[r] for r in op.results)
+        self._check_outputs()
+        return self.end
+
+    def _strips(self) -> dict[Value, Value]:
+        """Value -> the concat result whose buffer it is a strip of."""
+        found: dict[Value, Value] = {}
+        for op in self.graph.ops:
+            if op.opcode == "concat":
+                for operand in op.operands:
+                    if len(operand.users) != 1 or operand.producer is None or operand.producer.opcode == "concat":
+                        raise LlamacError("LLC0505", op.location, "a part of a concat has another use")
+                    found[operand] = op.result
+                    self.last_use[operand] = self.last_use.get(op.result, 0)
+        return found
+
+    def _free_before(self, index: int) -> None:
+        # Slots are keyed by offset and hold (size, last op that reads them).
+        for offset in [o for o, (_, last) in self.live.items() if last < index]:
+            del self.live[offset]
+
+    def _place(self, result: Value, op: Op, index: int, strips: dict[Value, Value]) -> None:
+        if isinstance(result.type, CacheType) or result in self.graph.outputs and self.graph.name == "step":
+            self.place[result] = EXTERNAL
+            return
+        last = max(self.last_use.get(result, index), len(self.graph.ops) if result in self.graph.outputs else 0)
+        in_place = self._in_place(op, result, index)
+        if in_place is not None:
+            self.place[result] = self.place[in_place]
+            if self.place[result] >= 0:
+                size = max(value_bytes(result, self.tokens), value_bytes(in_place, self.tokens))
+                self.live[self.place[result]] = (size, last)
+            return
+        whole = strips.get(result, result)
+        if whole in self.place:
+            self.place[result] = self.place[whole]
+            return
+        offset = self._find(value_bytes(whole, self.tokens))
+        self.live[offset] = (value_bytes(whole, self.tokens), max(last, self.last_use.get(whole, index)))
+        self.place[result] = self.place[whole] = offset
+
+    def _in_place(self, op: Op, result: Value, index: int) -> Value | None:
+        """The operand whose memory this result takes over, or None."""
+        if op.opcode == "call":
+            return op.operands[0]
+        if op.opcode == "rope_append":
+            return op.operands[1]
+        at = _RESIDUAL.get(op.opcode)
+        if at is None or len(op.operands) <= at:
+            return None
+        residual = op.operands[at]
+        if isinstance(residual, Weight) or self.last_use[residual] != index or self.place[residual] == EXTERNAL:
+            return None
+        return residual
+
+    def _find(self, size: int) -> int:
+        offset = self.base
+        for start, (length, _) in sorted(self.live.items()):
+            if start - offset >= size:
+                break
+            offset = max(offset, start + length)
+        self.end = max(self.end, offset + size)
+        return offset
+
+    def _check_outputs(self) -> None:
+        if self.graph.name == "step":
+            return
+        for index, value in enumerate(self.graph.outputs):
+            if self.place[value] not in (EXTERNAL, -1 - index):
+                where = f"@{self.graph.name}"
+                raise LlamacError("LLC0505", where, f"output {index} does not end in the memory it came from")

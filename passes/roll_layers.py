@@ -1,0 +1,175 @@
+"""Outlines layers that are equal up to their weights into one function, called once a layer.
+
+Before: the ops of layers.0, the ops of layers.1, ...
+After:  `graph @layer(%hidden, %cache, ..., %w0, %w1, ...)`, and `call %h, %c, ..., @w0, @w1 {callee = "layer", layer = 0}`
+
+Layers are equal when their ops, attributes and shapes are; a layer that differs (another format, say) becomes a function
+of its own when it occurs at least twice, else it stays in line. Must not fire when a layer hands on anything but the
+hidden state and the cache.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llamac.ir.builder import make_op
+from llamac.ir.dims import symbol
+from llamac.ir.graph import Attribute, Graph, Module, Op, Value, Weight
+from llamac.ir.levels import KERNEL
+from llamac.ir.types import CacheType
+from llamac.transform.base import Pass, PassContext, PassResult, Refusal
+
+
+@dataclass
+class _Layer:
+    """The ops of one layer with what they take in (state first) and hand on."""
+
+    number: int
+    ops: list[Op]
+    inputs: list[Value]
+    weights: list[Weight]
+    outputs: list[Value]
+    signature: object
+
+
+@dataclass(frozen=True)
+class RollLayers(Pass):
+    """Equal layers -> calls of one function."""
+
+    name = "roll-layers"
+    requires = (KERNEL,)
+
+    def run(self, module: Module, context: PassContext) -> PassResult:
+        graph = module.step
+        refusals: list[Refusal] = []
+        groups: dict[object, list[_Layer]] = {}
+        for number, ops in _by_layer(graph):
+            layer = _describe(graph, number, ops)
+            if isinstance(layer, Refusal):
+                refusals.append(layer)
+            else:
+                groups.setdefault(layer.signature, []).append(layer)
+        rolled = 0
+        for layers in groups.values():
+            if len(layers) >= 2:
+                _outline(module, graph, layers)
+                rolled += len(layers)
+        return PassResult({"layer": rolled}, tuple(refusals))
+
+
+def _by_layer(graph: Graph) -> Iterator[tuple[int, list[Op]]]:
+    found: dict[int, list[Op]] = {}
+    for op in graph.ops:
+        number = re.match(r"layers\.(\d+)\b", op.location)
+        if number and op.opcode != "call":
+            found.setdefault(int(number.group(1)), []).append(op)
+    yield from found.items()
+
+
+def _describe(graph: Graph, number: int, ops: list[Op]) -> _Layer | Refusal:
+    where = f"layers.{number}"
+    inside = {r: (i, j) for i, op in enumerate(ops) for j, r in enumerate(op.results)}
+    members = set(ops)
+    handed_on = [r for r in inside if r in graph.outputs or any(u not in members for u in r.users)]
+    caches = [r for r in handed_on if isinstance(r.type, CacheType)]
+    hidden = [r for r in handed_on if not isinstance(r.type, CacheType)]
+    if len(caches) != 1 or len(hidden) != 1:
+        return Refusal(where, f"hands on {len(hidden)} tensors and {len(caches)} caches, expected one of each")
+    inputs, weights = _inputs(ops, inside)
+    carried = _carried(inputs, hidden[0], caches[0])
+    if carried is None:
+        return Refusal(where, "does not start from a hidden state and a cache like those it hands on")
+    inputs = carried + [v for v in inputs if v not in carried]
+    signature = _signature(number, ops, inside, inputs, weights, [inside[hidden[0]], inside[caches[0]]])
+    return _Layer(number, ops, inputs, weights, [hidden[0], caches[0]], signature)
+
+
+def _inputs(ops: list[Op], inside: dict[Value, tuple[int, int]]) -> tuple[list[Value], list[Weight]]:
+    values: dict[Value, None] = {}
+    weights: dict[Weight, None] = {}
+    for op in ops:
+        for operand in op.operands:
+            if isinstance(operand, Weight):
+                weights[operand] = None
+            elif operand not in inside:
+                values[operand] = None
+    return list(values), list(weights)
+
+
+def _carried(inputs: list[Value], hidden: Value, cache: Value) -> list[Value] | None:
+    states = [v for v in inputs if v.type == hidden.type]
+    caches = [v for v in inputs if v.type == cache.type]
+    # cos and sin may have the type of a hidden state; the hidden state is what the first op of a layer reads.
+    return [states[0], caches[0]] if states and len(caches) == 1 else None
+
+
+def _signature(
+    number: int,
+    ops: list[Op],
+    inside: dict[Value, tuple[int, int]],
+    inputs: list[Value],
+    weights: list[Weight],
+    outputs: list[tuple[int, int]],
+) -> object:
+    def name(value: Value) -> object:
+        if isinstance(value, Weight):
+            return ("weight", weights.index(value), str(value.type))
+        if value in inside:
+            return inside[value]
+        # State comes first and differs from layer to layer; everything else must be the very same value.
+        position = inputs.index(value)
+        return ("state", position, str(value.type)) if position < 2 else ("input", position, id(value))
+
+    lines = []
+    for op in ops:
+        attributes = tuple(sorted((k, repr(v)) for k, v in op.attributes.items() if k != "layer"))
+        own = "layer" in op.attributes and op.attributes["layer"] != number
+        lines.append((op.opcode, own, attributes, tuple(map(name, op.operands))))
+    return (tuple(lines), tuple(outputs))
+
+
+def _outline(module: Module, graph: Graph, layers: list[_Layer]) -> None:
+    name, number = "layer", 1
+    while name in module.graphs:
+        name, number = f"layer_{number}", number + 1
+    module.add_graph(_function(name, layers[0]))
+    calls: dict[Op, Op] = {}
+    current: dict[Value, Value] = {}
+    for layer in layers:
+        attributes: dict[str, Attribute] = {"callee": name, "carried": 2, "layer": layer.number}
+        # A layer's inputs may be the outputs of one that has just become a call.
+        operands = [current.get(v, v) for v in layer.inputs]
+        call = make_op("call", (*operands, *layer.weights), attributes, f"layers.{layer.number}")
+        calls[layer.ops[-1]] = call
+        for old, new in zip(layer.outputs, call.results, strict=True):
+            graph.replace(old, new)
+            current[old] = new
+    removed = {op for layer in layers for op in layer.ops}
+    ops: list[Op] = []
+    for op in graph.ops:
+        if op in calls:
+            ops.append(calls[op])
+        if op not in removed:
+            ops.append(op)
+    graph.ops = ops
+    for op in removed:
+        op.drop_operands()
+
+
+def _function(name: str, layer: _Layer) -> Graph:
+    names = ["hidden", "cache", *(v.name or f"in{i}" for i, v in enumerate(layer.inputs[2:]))]
+    roles = [w.name.removeprefix(f"layers.{layer.number}.") for w in layer.weights]
+    names = [n if not n.isdigit() else f"in{n}" for n in names]
+    types = [v.type for v in (*layer.inputs, *layer.weights)]
+    graph = Graph(name, list(zip([*names, *roles], types, strict=True)))
+    mapped: dict[Value, Value] = dict(zip((*layer.inputs, *layer.weights), graph.arguments, strict=True))
+    for op in layer.ops:
+        attributes = {k: symbol("layer") if k == "layer" else v for k, v in op.attributes.items()}
+        location = op.location.replace(f"layers.{layer.number}", "layers", 1)
+        made = make_op(op.opcode, tuple(mapped[v] for v in op.operands), attributes, location)
+        graph.ops.append(made)
+        mapped.update(zip(op.results, made.results, strict=True))
+    graph.outputs = [mapped[v] for v in layer.outputs]
+    return graph

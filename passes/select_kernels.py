@@ -1,0 +1,60 @@
+"""Chooses the packed format, and with it the kernel, of every weight matrix.
+
+Before: `linear %x, @w`, `embedding @w, %ids`
+After:  `linear %x, @w {format = "u4g32s16m16"}`, `embedding @w, %ids {format = ...}`
+
+The scheme of the weight decides: integers with scales keep exactly those, in integer dot products with int8 activations;
+float weights keep their dtype and are multiplied with f32 activations. A table that is also the head is packed once, for
+both uses. Must not fire on a weight that no kernel can hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llamac.errors import LlamacError
+from llamac.ir.definition import OpError
+from llamac.ir.dtypes import E4M3FN
+from llamac.ir.graph import Module, Value
+from llamac.ir.layouts import format_of, grouped_name
+from llamac.ir.levels import LOWERING
+from llamac.transform.base import Pass, PassContext, PassResult
+from llamac.transform.matrices import stored_as
+
+
+@dataclass(frozen=True)
+class SelectKernels(Pass):
+    """Every linear and embedding -> with a weight format."""
+
+    name = "select-kernels"
+    requires = (LOWERING,)
+
+    def run(self, module: Module, context: PassContext) -> PassResult:
+        counts: dict[str, int] = {}
+        for _, op in module.ops():
+            if op.opcode in ("linear", "embedding") and "format" not in op.attributes:
+                weight = op.operands[1 if op.opcode == "linear" else 0]
+                chosen = choose_format(weight)
+                op.attributes["format"] = chosen
+                counts[chosen] = counts.get(chosen, 0) + 1
+        return PassResult(counts)
+
+
+def choose_format(weight: Value) -> str:
+    """The packed format that holds exactly the values of `weight`."""
+    producer = weight.producer
+    if producer is None or producer.opcode != "dequantize":
+        name = weight.tensor.dtype.name
+    else:
+        quants, scale, *minimum = (v.tensor for v in producer.operands)
+        if quants.dtype is E4M3FN:
+            name = "e4m3fn"
+        else:
+            group = producer.attributes["group"]
+            assert isinstance(group, int)
+            name = grouped_name(quants.dtype, group, scale.dtype, minimum[0].dtype if minimum else None)
+    try:
+        return format_of(name).name
+    except OpError as error:
+        reason = f"no CPU kernel for weights stored as {stored_as(weight)}: {error}"
+        raise LlamacError("LLC0506", weight.name, reason, "choose another --quantize") from None

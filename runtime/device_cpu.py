@@ -1,0 +1,146 @@
+"""The CPU device: compiled code, mapped weights, arena and KV memory behind one `step` call."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from llamac.errors import LlamacError
+
+from .native import NativeLibrary
+from .run_plan import MemoryPlan
+
+Int32s = npt.NDArray[np.int32]
+Float32s = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+_MAP_NORESERVE = 0x4000
+"""Linux: do not count the mapping against memory until its pages are touched (a context is rarely filled)."""
+
+
+class CpuDevice:
+    """One compiled model with its memory; `step` may be called from any thread, one call at a time runs.
+
+    `weights` is the mapped weight member (page aligned, read only). The arena and the KV memory of `page_count` pages
+    are zeroed anonymous memory, touched only as the code writes to it.
+    """
+
+    def __init__(
+        self, library: NativeLibrary, plan: MemoryPlan, vocab_size: int, weights: Bytes, page_count: int, threads: int
+    ) -> None:
+        self.plan = plan
+        self.vocab_size = vocab_size
+        self.page_count = page_count
+        self.threads = threads
+        self._library = library
+        self._lock = threading.Lock()
+        kv = anonymous_memory(page_count * plan.kv_page_bytes, f"KV cache of {page_count} x {plan.kv_page_bytes} bytes")
+        arena = anonymous_memory(plan.arena_bytes, "arena")
+        self._buffers = (weights, kv, arena)  # the code holds their addresses: they must live as long as it does
+        self._model: int | None = self._create(weights, kv, arena)
+        self._destroy = weakref.finalize(self, _destroy, library.destroy, self._model, self._buffers)
+
+    def _create(self, weights: Bytes, kv: Bytes, arena: Bytes) -> int:
+        model = ctypes.c_void_p()
+        status = self._library.create(
+            ctypes.byref(model),
+            weights.ctypes.data,
+            weights.nbytes,
+            kv.ctypes.data,
+            self.page_count * self.plan.kv_page_bytes,
+            self.page_count,
+            arena.ctypes.data,
+            self.plan.arena_bytes,
+            self.threads,
+        )
+        if status != 0 or model.value is None:
+            reason = f"the code could not set itself up: {self._library.status_text(status)}"
+            raise LlamacError("LLC0805", self._library.where, reason, "check the file with `llamac verify`")
+        return model.value
+
+    def step(
+        self,
+        token_ids: Int32s,
+        positions: Int32s,
+        sequence_of_token: Int32s,
+        page_tables: Int32s,
+        logit_rows: Int32s,
+        logits: Float32s,
+    ) -> None:
+        """Run one ragged step: T tokens of S sequences, R of whose rows get logits.
+
+        token_ids, positions, sequence_of_token: [T]; page_tables: [S, pages per sequence], -1 where there is none;
+        logit_rows: [R] indices into the T rows; logits: [R, vocab], C contiguous, filled here. LLC0806 on refusal.
+        """
+        _check_arrays(token_ids, positions, sequence_of_token, page_tables, logit_rows, logits, self.vocab_size)
+        with self._lock:
+            if self._model is None:
+                raise LlamacError("LLC0815", "model", "the model is closed", "load it again")
+            status = self._library.step(
+                self._model,
+                token_ids.size,
+                token_ids.ctypes.data,
+                positions.ctypes.data,
+                sequence_of_token.ctypes.data,
+                page_tables.shape[0],
+                page_tables.shape[1],
+                page_tables.ctypes.data,
+                logit_rows.size,
+                logit_rows.ctypes.data,
+                logits.ctypes.data,
+            )
+        if status != 0:
+            reason = f"step of {token_ids.size} tokens: {self._library.status_text(status)}"
+            raise LlamacError("LLC0806", self._library.where, reason, "check the file with `llamac verify`")
+
+    def close(self) -> None:
+        """Stop the code's threads and let go of its memory; `step` refuses afterwards."""
+        with self._lock:
+            self._model = None
+            self._destroy()
+            self._buffers = ()  # type: ignore[assignment]
+
+
+def _destroy(destroy: Callable[..., None], model: int, buffers: tuple[Bytes, ...]) -> None:
+    """Free the native model; `buffers` is here so that no memory goes away before the code's last use of it."""
+    destroy(model)
+
+
+def _check_arrays(
+    token_ids: Int32s,
+    positions: Int32s,
+    sequence_of_token: Int32s,
+    page_tables: Int32s,
+    logit_rows: Int32s,
+    logits: Float32s,
+    vocab_size: int,
+) -> None:
+    """A wrong shape or type here would be a wild pointer in the code: refuse it as the programming error it is."""
+    integers = (token_ids, positions, sequence_of_token, page_tables, logit_rows)
+    if not all(array.dtype == np.int32 and array.flags.c_contiguous for array in integers):
+        raise TypeError("step needs C-contiguous int32 arrays")
+    if not token_ids.shape == positions.shape == sequence_of_token.shape or page_tables.ndim != 2:
+        raise ValueError("step needs token_ids, positions, sequence_of_token of one length and page_tables[S, P]")
+    if logits.dtype != np.float32 or not logits.flags.c_contiguous or logits.shape != (logit_rows.size, vocab_size):
+        raise ValueError(f"step needs C-contiguous float32 logits of shape ({logit_rows.size}, {vocab_size})")
+
+
+def anonymous_memory(size: int, purpose: str) -> Bytes:
+    """Zeroed, page-aligned memory of `size` bytes (at least one page) that costs nothing until touched; LLC0807."""
+    length = max(size, mmap.PAGESIZE)
+    try:
+        if sys.platform == "linux":
+            memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        else:
+            memory = mmap.mmap(-1, length)
+    except (OSError, OverflowError, ValueError) as error:
+        reason = f"{length} bytes for the {purpose} cannot be reserved: {error}"
+        raise LlamacError("LLC0807", "memory", reason, "ask for a smaller context, or free memory") from error
+    return np.frombuffer(memory, dtype=np.uint8)

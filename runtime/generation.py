@@ -1,0 +1,177 @@
+"""What is asked of one generation and what comes out of it, and the state in between.
+
+`Continuation` is the text side of one running sequence: it turns each row of logits into a token, the token into text
+that is safe to show, and decides when to stop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from llamac.errors import LlamacError
+
+from .device_cpu import Float32s
+from .sampler import Sampler, SamplerOptions, top_logprobs
+from .text.stream import StopStrings, StreamDecoder
+from .text.tokenizer import TokenizerBase
+
+StopReason = Literal["stop_id", "stop_string", "length", "context"]
+"""A stop id was drawn · a stop string was completed · max_new_tokens were drawn · the context is full."""
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How one generation runs and when it ends.
+
+    max_new_tokens: None means until the context is full. logprobs: also report the log-probability of every new token
+    and of that many most likely ones. after_text: the new text continues the prompt's, so a leading space stays.
+    """
+
+    max_new_tokens: int | None = 256
+    sampling: SamplerOptions = field(default_factory=SamplerOptions)
+    stop: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
+    logprobs: int | None = None
+    after_text: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "logprobs"):
+            value = getattr(self, name)
+            lowest = 1 if name == "max_new_tokens" else 0
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
+                reason = f"{value!r} is not a whole number of at least {lowest}"
+                raise LlamacError("LLC0811", name, reason, "give one, or None")
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The natural log-probability of one drawn token, before temperature and filters, and of the most likely ones."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock seconds of one generation; in a batch they include the waiting for the others."""
+
+    first_token_seconds: float
+    total_seconds: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The outcome of one generation.
+
+    text: the new text (with the prompt before it when `echo` was asked), "" when the artifact has no tokenizer; it ends
+    before a stop string and holds no special tokens. token_ids: every id drawn, the stop id that ended it included.
+    """
+
+    text: str
+    prompt_ids: list[int]
+    token_ids: list[int]
+    stop_reason: StopReason
+    logprobs: list[TokenLogprob] | None
+    timings: Timings
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as `llamac run --json` prints it."""
+        return asdict(self)
+
+
+class Continuation:
+    """One running generation: feed it the logits of the last row after each step until `stop_reason` is set."""
+
+    def __init__(
+        self,
+        prompt_ids: Sequence[int],
+        options: GenerationOptions,
+        tokenizer: TokenizerBase | None,
+        context: int,
+        echo: str = "",
+    ) -> None:
+        if options.stop and tokenizer is None:
+            raise LlamacError("LLC0813", "stop", "stop strings need a tokenizer", "use stop_ids with this artifact")
+        self.prompt_ids = list(prompt_ids)
+        self.token_ids: list[int] = []
+        self.stop_reason: StopReason | None = None
+        self.options = options
+        self._context = context
+        self._sampler = Sampler(options.sampling)
+        self._plain_greedy = options.sampling.temperature == 0 and options.sampling.repetition_penalty == 1
+        self._decoder = None if tokenizer is None else StreamDecoder(tokenizer, continuation=options.after_text)
+        self._stops = StopStrings(options.stop)
+        self._pieces = [echo] if echo else []
+        self._logprobs: list[TokenLogprob] = []
+        self._started = self._first = self._last = time.perf_counter()
+
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens of the cache this may come to fill: the last drawn token is never fed back."""
+        limit = self._context if self.options.max_new_tokens is None else self.options.max_new_tokens
+        return min(len(self.prompt_ids) + limit - 1, self._context)
+
+    def accept(self, logits: Float32s) -> str:
+        """Draw the next token from `logits` [vocab]; the text that became certain, often empty."""
+        token_id = self._choose(logits)
+        self.token_ids.append(token_id)
+        self._last = time.perf_counter()
+        if len(self.token_ids) == 1:
+            self._first = self._last
+        piece = self._advance(token_id)
+        if piece:
+            self._pieces.append(piece)
+        return piece
+
+    def result(self) -> Generation:
+        """The outcome, once `stop_reason` is set."""
+        if self.stop_reason is None:
+            raise RuntimeError("the generation has not ended")
+        return Generation(
+            text="".join(self._pieces),
+            prompt_ids=self.prompt_ids,
+            token_ids=self.token_ids,
+            stop_reason=self.stop_reason,
+            logprobs=None if self.options.logprobs is None else self._logprobs,
+            timings=Timings(self._first - self._started, self._last - self._started),
+        )
+
+    def _choose(self, logits: Float32s) -> int:
+        if self.options.logprobs is None and self._plain_greedy:
+            best = int(np.argmax(logits))
+            if math.isfinite(logits[best]):  # otherwise the sampler says what is wrong
+                return best
+        history = () if self._plain_greedy else [*self.prompt_ids, *self.token_ids]
+        token_id, logprob = self._sampler.sample(logits, history)
+        if self.options.logprobs is not None:
+            top = [(row.token_id, row.logprob) for row in top_logprobs(logits, self.options.logprobs)]
+            self._logprobs.append(TokenLogprob(token_id, logprob, top))
+        return token_id
+
+    def _advance(self, token_id: int) -> str:
+        """Text of the drawn token; sets `stop_reason` when it was the last one."""
+        if token_id in self.options.stop_ids:
+            self.stop_reason = "stop_id"
+            return self._flush()
+        piece, stop = self._stops.feed("" if self._decoder is None else self._decoder.feed(token_id))
+        if stop is not None:
+            self.stop_reason = "stop_string"
+        elif len(self.token_ids) == self.options.max_new_tokens:
+            self.stop_reason = "length"
+        elif len(self.prompt_ids) + len(self.token_ids) > self._context:
+            self.stop_reason = "context"
+        else:
+            return piece
+        return piece if stop is not None else piece + self._flush()
+
+    def _flush(self) -> str:
+        """What was held back as the possible start of a character or a stop string."""
+        piece, stop = self._stops.feed("" if self._decoder is None else self._decoder.finish())
+        return piece if stop is not None else piece + self._stops.finish()

@@ -1,0 +1,110 @@
+"""Loads a code member as a shared library straight from the artifact's bytes, and declares its functions.
+
+On Linux the bytes go to an anonymous memory file and are opened as `/proc/self/fd/N`: nothing touches the disk. The
+descriptor is never closed: if its number were reused, `dlopen` would silently return the first library again.
+Elsewhere, or where the kernel forbids executable memory files, a private temporary file serves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from llamac.errors import LlamacError
+
+ABI_VERSION = 1
+"""The native interface this runtime speaks: `llamac_abi_version()` of every code member must answer it."""
+
+_POINTER, _U32, _U64, _INT = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int
+
+_SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
+    "llamac_abi_version": (_U32, []),
+    "llamac_create": (
+        _INT,
+        [ctypes.POINTER(_POINTER), _POINTER, _U64, _POINTER, _U64, _U32, _POINTER, _U64, _U32],
+    ),
+    "llamac_destroy": (None, [_POINTER]),
+    "llamac_step": (
+        _INT,
+        [_POINTER, _U32, _POINTER, _POINTER, _POINTER, _U32, _U32, _POINTER, _U32, _POINTER, _POINTER],
+    ),
+    "llamac_status_text": (ctypes.c_char_p, [_INT]),
+}
+"""Function -> (result, arguments) of the C interface; `docs/` has the header that says what each argument means."""
+
+
+class NativeLibrary:
+    """The five functions of one loaded code member."""
+
+    def __init__(self, library: ctypes.CDLL, where: str) -> None:
+        self.where = where
+        self._library = library
+        for name, (result, arguments) in _SIGNATURES.items():
+            try:
+                function = getattr(library, name)
+            except AttributeError:
+                raise LlamacError("LLC0803", where, f"the code has no function {name}", "compile it again") from None
+            function.restype, function.argtypes = result, arguments
+        self._check_version()
+        self.create = cast("Callable[..., int]", library.llamac_create)
+        self.destroy = cast("Callable[..., None]", library.llamac_destroy)
+        self.step = cast("Callable[..., int]", library.llamac_step)
+
+    def _check_version(self) -> None:
+        found = self._library.llamac_abi_version()
+        if found != ABI_VERSION:
+            reason = f"the code speaks native interface {found}, this llamac speaks {ABI_VERSION}"
+            raise LlamacError("LLC0804", self.where, reason, "compile the model again, or use the llamac that made it")
+
+    def status_text(self, status: int) -> str:
+        """The code's own words for a status other than 0."""
+        text = self._library.llamac_status_text(status)
+        return f"status {status}" if text is None else f"{text.decode('utf-8', 'replace')} (status {status})"
+
+
+def load_library(code: bytes, where: str) -> NativeLibrary:
+    """Load the shared library whose bytes are `code`; `where` (the member's name) appears in errors.
+
+    Raises LLC0803 when the system refuses it and LLC0804 when it speaks another interface.
+    """
+    try:
+        library = _load_from_memory(code, where)
+    except OSError:
+        library = _load_from_file(code, where)
+    return NativeLibrary(library, where)
+
+
+def _load_from_memory(code: bytes, where: str) -> ctypes.CDLL:
+    if not hasattr(os, "memfd_create"):
+        raise OSError("no memory files on this system")
+    descriptor = os.memfd_create(where)
+    try:
+        _write_all(descriptor, code)
+        return ctypes.CDLL(f"/proc/self/fd/{descriptor}")  # the descriptor stays open on purpose, see above
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def _write_all(descriptor: int, code: bytes) -> None:
+    rest = memoryview(code)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _load_from_file(code: bytes, where: str) -> ctypes.CDLL:
+    import tempfile  # 12 ms that the usual way does not need
+
+    descriptor, name = tempfile.mkstemp(prefix="llamac-", suffix=".so")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(code)
+        return ctypes.CDLL(name)
+    except OSError as error:
+        hint = "set TMPDIR to a folder from which code may be executed"
+        raise LlamacError("LLC0803", where, f"the system does not load the code: {error}", hint) from error
+    finally:
+        Path(name).unlink(missing_ok=True)

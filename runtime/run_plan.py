@@ -1,0 +1,112 @@
+"""The parts of an artifact's manifest that running needs, read once into typed rows.
+
+`llamac.artifact` has checked that every key is there with its type; here are the ranges without which a number from a
+file would become a wild pointer or an endless loop: LLC0802 names the first key that is out of range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llamac.errors import LlamacError
+
+LARGEST_BUFFER_BYTES = 1 << 46
+"""No buffer of a manifest may ask for more than 64 TiB: a larger number is damage, not a model."""
+
+LARGEST_COUNT = (1 << 31) - 1
+"""Ids, positions and counts travel as 32-bit integers."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What the compiler planned: sizes in bytes unless the name says otherwise."""
+
+    arena_bytes: int
+    kv_page_tokens: int
+    kv_page_bytes: int
+    kv_dtype: str
+    max_step_tokens: int
+    weight_bytes: int
+    weight_bytes_per_token: int
+
+
+@dataclass(frozen=True)
+class CodeTarget:
+    """One compiled code member and the machine it needs."""
+
+    name: str
+    kind: str
+    triple: str
+    requires: tuple[str, ...]
+    code: str
+    layout: str
+
+    @property
+    def architecture(self) -> str:
+        """The machine part of the triple: `x86_64-linux-gnu` -> `x86_64`."""
+        return self.triple.split("-", 1)[0]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything the runtime reads from a manifest before it maps a byte of weights."""
+
+    name: str
+    context_length: int
+    vocab_size: int
+    memory: MemoryPlan
+    targets: tuple[CodeTarget, ...]
+    weight_members: Mapping[str, str]
+    """Weight layout -> the member that holds the weights packed so."""
+    bos_id: int | None
+    add_bos: bool
+    stop_ids: frozenset[int]
+    defaults: Mapping[str, Any]
+
+
+def read_run_plan(manifest: Mapping[str, Any]) -> RunPlan:
+    """Read what running needs of a checked manifest; LLC0802 for a number out of its range."""
+    model, generation = manifest["model"], manifest["generation"]
+    vocab_size = _within("model.vocab_size", model["vocab_size"], 1, LARGEST_COUNT)
+    bos_id = generation["bos_id"]
+    return RunPlan(
+        name=model["name"],
+        context_length=_within("model.context_length", model["context_length"], 1, LARGEST_COUNT),
+        vocab_size=vocab_size,
+        memory=_read_memory(manifest["memory"]),
+        targets=tuple(_read_target(row) for row in manifest["targets"]),
+        weight_members={row["layout"]: row["member"] for row in manifest["weights"]},
+        bos_id=None if bos_id is None else _within("generation.bos_id", bos_id, 0, vocab_size - 1),
+        add_bos=generation["add_bos"],
+        stop_ids=_read_ids("generation.stop_ids", generation["stop_ids"], vocab_size),
+        defaults=dict(generation["defaults"]),
+    )
+
+
+def _read_memory(memory: Mapping[str, Any]) -> MemoryPlan:
+    return MemoryPlan(
+        arena_bytes=_within("memory.arena_bytes", memory["arena_bytes"], 0, LARGEST_BUFFER_BYTES),
+        kv_page_tokens=_within("memory.kv_page_tokens", memory["kv_page_tokens"], 1, LARGEST_COUNT),
+        kv_page_bytes=_within("memory.kv_page_bytes", memory["kv_page_bytes"], 1, LARGEST_BUFFER_BYTES),
+        kv_dtype=memory["kv_dtype"],
+        max_step_tokens=_within("memory.max_step_tokens", memory["max_step_tokens"], 1, LARGEST_COUNT),
+        weight_bytes=memory["weight_bytes"],
+        weight_bytes_per_token=memory["weight_bytes_per_token"],
+    )
+
+
+def _read_target(row: Mapping[str, Any]) -> CodeTarget:
+    return CodeTarget(row["name"], row["kind"], row["triple"], tuple(row["requires"]), row["code"], row["layout"])
+
+
+def _read_ids(key: str, ids: Iterable[int], vocab_size: int) -> frozenset[int]:
+    return frozenset(_within(key, token_id, 0, vocab_size - 1) for token_id in ids)
+
+
+def _within(key: str, value: int, minimum: int, maximum: int) -> int:
+    if not minimum <= value <= maximum:
+        reason = f"is {value}, must be in {minimum}..{maximum}"
+        raise LlamacError("LLC0802", f"manifest key {key}", reason, "compile the model again")
+    return value

@@ -1,0 +1,167 @@
+"""The low-level way to run a model: sequences in a paged cache, fed tokens together by one ragged step.
+
+    session = Session(device, context=2048)
+    first, second = session.open(), session.open()
+    logits = session.step([Feed(first, ids), Feed(second, other_ids)])    # [2, vocab]: each one's last row
+
+What a row gives does not depend on how its sequence was cut into steps, nor on which sequences it was stepped with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from llamac.errors import LlamacError
+
+from .device_cpu import Float32s, Int32s
+from .kv import CachedSequence, PagePool
+from .run_plan import MemoryPlan
+
+WantedRows = Literal["last", "all", "none"]
+
+
+class StepDevice(Protocol):
+    """What a session needs of a device; `CpuDevice` is one."""
+
+    plan: MemoryPlan
+    vocab_size: int
+    page_count: int
+
+    def step(
+        self,
+        token_ids: Int32s,
+        positions: Int32s,
+        sequence_of_token: Int32s,
+        page_tables: Int32s,
+        logit_rows: Int32s,
+        logits: Float32s,
+    ) -> None:
+        """Run one ragged step and fill `logits`."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Tokens to append to one sequence in a step, and which of their rows get logits."""
+
+    sequence: CachedSequence
+    ids: Sequence[int]
+    rows: WantedRows = "last"
+
+
+class Session:
+    """Sequences of one model, each at most `context` tokens, sharing the pages of the device's KV memory."""
+
+    def __init__(self, device: StepDevice, context: int) -> None:
+        self.device = device
+        self.context = context
+        self.pool = PagePool(device.page_count, device.plan.kv_page_tokens)
+
+    @property
+    def max_step_tokens(self) -> int:
+        """The most tokens that one step takes, over all its sequences."""
+        return self.device.plan.max_step_tokens
+
+    def open(self) -> CachedSequence:
+        """A new, empty sequence; `close` it to give its pages back."""
+        return CachedSequence(self.pool)
+
+    def check_prompt(self, ids: Sequence[int]) -> None:
+        """Refuse what cannot run: no ids (LLC0810), more than the context (LLC0809), ids not in the vocabulary."""
+        if len(ids) == 0:
+            raise LlamacError("LLC0810", "prompt", "it holds no tokens", "give at least one")
+        self._check_length(len(ids))
+        self._check_ids(ids)
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self.context:
+            reason = f"{tokens} tokens, the context holds {self.context}: {tokens - self.context} too many"
+            raise LlamacError("LLC0809", "prompt", reason, "shorten it; nothing is cut off silently")
+
+    def _check_ids(self, ids: Iterable[int]) -> None:
+        vocab_size = self.device.vocab_size
+        for index, token_id in enumerate(ids):
+            if not 0 <= token_id < vocab_size:
+                reason = f"token {index} has id {token_id}, the vocabulary holds 0..{vocab_size - 1}"
+                raise LlamacError("LLC0812", "prompt", reason, "encode the prompt with the artifact's own tokenizer")
+
+    def step(self, feeds: Sequence[Feed], out: Float32s | None = None) -> Float32s:
+        """Append each feed's ids to its sequence in one step; the wanted logit rows, [R, vocab], in feed order.
+
+        At most `max_step_tokens` ids in all (ValueError: use `prefill` for long prompts). `out`, when given, is the
+        [R, vocab] array to fill. Pages are taken as needed (LLC0808 when there are none left); a step that fails
+        leaves every sequence where it was.
+        """
+        counts = [len(feed.ids) for feed in feeds]
+        total = sum(counts)
+        if not 0 < total <= self.max_step_tokens:
+            raise ValueError(f"a step takes 1..{self.max_step_tokens} tokens, not {total}")
+        for feed in feeds:
+            self._check_length(len(feed.sequence) + len(feed.ids))
+            self._check_ids(feed.ids)
+            feed.sequence.reserve(len(feed.sequence) + len(feed.ids))
+        rows = _logit_rows(feeds, counts)
+        logits = np.empty((rows.size, self.device.vocab_size), np.float32) if out is None else out
+        self.device.step(
+            np.fromiter((token for feed in feeds for token in feed.ids), np.int32, total),
+            np.concatenate([_positions(feed) for feed in feeds]),
+            np.repeat(np.arange(len(feeds), dtype=np.int32), counts),
+            _page_tables(feeds),
+            rows,
+            logits,
+        )
+        for feed in feeds:
+            feed.sequence.ids.extend(feed.ids)
+        return logits
+
+    def prefill(self, sequence: CachedSequence, ids: Sequence[int]) -> Float32s:
+        """Append `ids` in steps of at most `max_step_tokens`; the logits of the last one, [vocab]."""
+        sequence.reserve(len(sequence) + len(ids))
+        last = len(ids) - 1
+        size = self.max_step_tokens
+        for start in range(0, last + 1, size):
+            part = ids[start : start + size]
+            logits = self.step([Feed(sequence, part, "last" if start + len(part) > last else "none")])
+        return np.asarray(logits[0])
+
+    def all_logits(self, ids: Sequence[int]) -> Float32s:
+        """The logits after every id of one fresh sequence, [len(ids), vocab]."""
+        self.check_prompt(ids)
+        logits = np.empty((len(ids), self.device.vocab_size), np.float32)
+        sequence = self.open()
+        try:
+            for start in range(0, len(ids), self.max_step_tokens):
+                stop = min(start + self.max_step_tokens, len(ids))
+                self.step([Feed(sequence, ids[start:stop], "all")], logits[start:stop])
+        finally:
+            sequence.close()
+        return logits
+
+
+def _positions(feed: Feed) -> Int32s:
+    start = len(feed.sequence)
+    return np.arange(start, start + len(feed.ids), dtype=np.int32)
+
+
+def _page_tables(feeds: Sequence[Feed]) -> Int32s:
+    """[sequences, pages of the longest], -1 where a shorter sequence has no page."""
+    tables = np.full((len(feeds), max(len(feed.sequence.pages) for feed in feeds)), -1, np.int32)
+    for row, feed in zip(tables, feeds, strict=True):
+        row[: len(feed.sequence.pages)] = feed.sequence.pages
+    return tables
+
+
+def _logit_rows(feeds: Sequence[Feed], counts: Sequence[int]) -> Int32s:
+    """Which of the step's rows get logits, as indices into all its rows."""
+    rows: list[int] = []
+    end = 0
+    for feed, count in zip(feeds, counts, strict=True):
+        start, end = end, end + count
+        if feed.rows == "all":
+            rows.extend(range(start, end))
+        elif feed.rows == "last" and count:
+            rows.append(end - 1)
+    return np.array(rows, dtype=np.int32)
