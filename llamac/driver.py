@@ -16,6 +16,7 @@ from llamac.artifact.write import ArtifactWriter
 from llamac.backends.cpu import abi
 from llamac.backends.cpu.codegen import Limits, generate
 from llamac.backends.cpu.toolchain import ZIG_VERSION, compile_shared_library, zig_command
+from llamac.backends.null.report import report
 from llamac.errors import LlamacError
 from llamac.host import cpu_features, machine_architecture
 from llamac.ir.evaluator import WeightEvaluator
@@ -103,6 +104,23 @@ def compile(
         first = blocking[0]
         raise LlamacError("LLC0105", first.where, f"--strict: {first.what} ({first.reason})", "compile without --strict")
     return _build(checkpoint, compiled, targets, Path(output), memory, emit_c, vectors, progress)
+
+
+def count_work(
+    source: str | Path,
+    *,
+    quantize: str = "keep",
+    kv: str | None = None,
+    context: int | None = None,
+    max_step_tokens: int = 512,
+    random_weights: int | None = None,
+) -> dict[str, Any]:
+    """FLOPs and bytes of a full prefill step and of a decode step at full context; compiles and writes nothing."""
+    checkpoint = open_source(source, random_weights=random_weights)
+    compiled = compile_graph(checkpoint, parse_quantization(quantize), kv, max_step_tokens, context, [])
+    limits = compiled.limits
+    counted = report(compiled.module, min(max_step_tokens, limits.context), limits.context)
+    return {"model": checkpoint.name, "quantization": str(compiled.quantization), **counted}
 
 
 STRICT_KINDS = frozenset({"unquantized", "requantized", "rounded", "ignored", "unknown-key", "absent"})

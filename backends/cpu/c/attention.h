@@ -134,8 +134,8 @@ LLAMAC_KERNEL f32x16 llamac_value_vector(const uint8_t *values, size_t key, size
     return llamac_load_type_part(values + (key * head_dim + dim) * llamac_element_bytes(type), type, lanes);
 }
 
-/* Weighted values of `count` queries for `vectors` x 16 dims from `dim` on (`lanes` dims when vectors is 1), merged into
- * running[query][dim..] with the page factors old[query], new[query]. */
+/* Weighted values of `count` queries for `vectors` x 16 dims from `dim` on (`lanes` dims when vectors is 1), merged
+ * into running[query][dim..] with the page factors old[query], new[query]. */
 LLAMAC_KERNEL void llamac_page_values(const int count, const int vectors, const llamac_page_state *state,
                                       const uint8_t *values, float *running, size_t width, size_t dim, size_t lanes,
                                       size_t head_dim, int type, const float *old_factor, const float *new_factor) {

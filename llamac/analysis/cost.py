@@ -1,0 +1,128 @@
+"""FLOPs and bytes of a kernel-level module for a step of a given shape, op by op, from types alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llamac.ir.dims import evaluate
+from llamac.ir.graph import Graph, Module, Op, Value
+from llamac.ir.types import CacheType, TensorType
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """`tokens` new rows, `logit_rows` of which need logits, attending to `context` cached tokens each."""
+
+    tokens: int
+    context: int
+    logit_rows: int = 1
+
+    @property
+    def symbols(self) -> Mapping[str, int]:
+        return {"T": self.tokens, "R": self.logit_rows, "S": 1, "N": 1}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point (or integer multiply-add) operations, and bytes read or written, by what they belong to."""
+
+    flops: int = 0
+    weight_bytes: int = 0
+    cache_bytes: int = 0
+    activation_bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.flops + other.flops,
+            self.weight_bytes + other.weight_bytes,
+            self.cache_bytes + other.cache_bytes,
+            self.activation_bytes + other.activation_bytes,
+        )
+
+    @property
+    def bytes(self) -> int:
+        """All memory traffic, were nothing kept in caches between ops."""
+        return self.weight_bytes + self.cache_bytes + self.activation_bytes
+
+
+_FLOPS_PER_ELEMENT = {"rms_norm": 4, "swiglu": 5, "add": 1, "quantize_rows": 3, "rope_angles": 20}
+
+
+def module_cost(module: Module, shape: StepShape) -> dict[str, Cost]:
+    """Cost of one step by opcode; ops of an outlined layer count once a call."""
+    totals: dict[str, Cost] = {}
+    _add_graph(module, module.step, shape, totals)
+    return totals
+
+
+def total(costs: Mapping[str, Cost]) -> Cost:
+    """The sum over opcodes."""
+    return sum(costs.values(), Cost())
+
+
+def _add_graph(module: Module, graph: Graph, shape: StepShape, totals: dict[str, Cost]) -> None:
+    for op in graph.ops:
+        if op.opcode == "call":
+            _add_graph(module, module.graphs[str(op.attributes["callee"])], shape, totals)
+        else:
+            totals[op.opcode] = totals.get(op.opcode, Cost()) + op_cost(op, shape)
+
+
+def op_cost(op: Op, shape: StepShape) -> Cost:
+    """Cost of one op."""
+    if op.opcode in ("linear_dense", "linear_grouped"):
+        return _linear(op, shape)
+    if op.opcode == "attend":
+        return _attend(op, shape)
+    if op.opcode == "rope_append":
+        return _append(op, shape)
+    if op.opcode == "embed_rows":
+        packed = _bytes(op.operands[1], shape) // max(_integer(op, "rows"), 1)
+        return Cost(0, packed * shape.tokens, 0, _bytes(op.results[0], shape))
+    if op.opcode == "concat":
+        return Cost()  # its parts are written in place
+    moved = sum(_bytes(v, shape) for v in (*op.operands, *op.results))
+    per_element = _FLOPS_PER_ELEMENT.get(op.opcode, 0)
+    return Cost(per_element * _elements(op.results[0], shape), 0, 0, moved)
+
+
+def _linear(op: Op, shape: StepShape) -> Cost:
+    packed = op.operands[3 if op.opcode == "linear_grouped" else 1]
+    rows = evaluate(op.results[0].tensor.shape[0], shape.symbols)
+    moved = sum(_bytes(v, shape) for v in (*op.operands, *op.results) if v is not packed)
+    return Cost(2 * rows * _integer(op, "rows") * _integer(op, "columns"), _bytes(packed, shape), 0, moved)
+
+
+def _attend(op: Op, shape: StepShape) -> Cost:
+    cache, heads = op.operands[1].cache, _integer(op, "heads")
+    keys = shape.tokens * shape.context
+    row_bytes = 2 * cache.kv_heads * cache.head_dim * cache.dtype.bits // 8
+    moved = _bytes(op.operands[0], shape) + _bytes(op.results[0], shape)
+    return Cost(4 * keys * heads * cache.head_dim, 0, shape.context * row_bytes, moved)
+
+
+def _append(op: Op, shape: StepShape) -> Cost:
+    cache = op.operands[0].cache
+    written = 2 * shape.tokens * cache.kv_heads * cache.head_dim * cache.dtype.bits // 8
+    return Cost(3 * _elements(op.operands[1], shape), 0, written, _bytes(op.operands[1], shape))
+
+
+def _integer(op: Op, name: str) -> int:
+    value = op.attributes[name]
+    assert isinstance(value, int)
+    return value
+
+
+def _elements(value: Value, shape: StepShape) -> int:
+    count = 1
+    for dim in value.tensor.shape:
+        count *= evaluate(dim, shape.symbols)
+    return count
+
+
+def _bytes(value: Value, shape: StepShape) -> int:
+    if isinstance(value.type, CacheType):
+        return 0
+    assert isinstance(value.type, TensorType)
+    return _elements(value, shape) * value.type.dtype.bits // 8
