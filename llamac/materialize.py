@@ -25,6 +25,9 @@ Progress = Callable[[int], None]
 _FACTOR = 40
 """Bytes of temporary arrays per weight element while a block is quantized and packed (measured, rounded up)."""
 
+_BLOCK_ELEMENTS = 1 << 18
+"""Elements in a block however much memory there is: the temporary arrays of a larger one leave the CPU's cache."""
+
 
 def write_weights(
     placed: Iterable[PlacedWeight], evaluator: WeightEvaluator, sink: Sink, memory: int, progress: Progress
@@ -59,7 +62,7 @@ def rows_per_block(item: PlacedWeight, memory: int) -> int:
     rows = item.weight.tensor.shape[0]
     assert isinstance(rows, int)
     elements = max(int(np.prod(item.shape, dtype=np.int64)) // rows, 1)
-    step = max(memory // (_FACTOR * elements), 1)
+    step = max(min(memory // _FACTOR, _BLOCK_ELEMENTS) // elements, 1)
     heads = _head_rows(item.weight)
     if heads and step * 16 >= heads:
         # Reordering rows needs whole heads: blocks that start and end at heads read nothing twice.

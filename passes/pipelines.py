@@ -18,6 +18,7 @@ from .fold_rope import FoldRope
 from .fuse_gate_up import FuseGateUp
 from .fuse_gqa import FuseGqa
 from .fuse_qkv import FuseQkv
+from .fuse_quantize_rows import FuseQuantizeRows
 from .fuse_residual import FuseResidual
 from .fuse_rms_norm import FuseRmsNorm
 from .fuse_rope import FuseRope
@@ -119,6 +120,7 @@ def lower_to_cpu(layers: int, kv_dtype: str, max_tokens: int) -> list[Step]:
         Step(PackWeights(), {}),
         Step(FuseResidual(), {"residual": 2 * layers}),
         Step(DedupeOps()),
+        Step(FuseQuantizeRows()),
         Step(EliminateDead()),
         Step(EnterKernel()),
         Step(RollLayers()),

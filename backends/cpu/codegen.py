@@ -207,7 +207,8 @@ class _Function:
         ctype = {"i8": "int8_t", "i32": "int32_t"}.get(value.tensor.dtype.name, "float")
         whole = self.strips.get(value)
         if whole is None:
-            return _Place(f"({ctype} *)(s->arena + {offset})", width, Region("arena", offset, value_bytes(value, tokens)))
+            pointer = self._name(value, ctype, f"s->arena + {offset}")
+            return _Place(pointer, width, Region("arena", offset, value_bytes(value, tokens)))
         assert whole.producer is not None
         column, stride = 0, whole.tensor.shape[-1]
         for part in whole.producer.operands:
@@ -219,7 +220,13 @@ class _Function:
         assert isinstance(stride, int)
         # Strips of one buffer are written side by side: what overlaps is the column range.
         region = Region("arena", offset, value_bytes(whole, tokens), (column, column + width))
-        return _Place(f"({ctype} *)(s->arena + {offset}) + {column}", stride, region)
+        pointer = self._name(value, ctype, f"s->arena + {offset + column * 4}")
+        return _Place(pointer, stride, region)
+
+    def _name(self, value: Value, ctype: str, address: str) -> str:
+        """A C variable for the memory of a value, under the value's own number."""
+        self.lines.append(f"  {ctype} *const v{value.name} = ({ctype} *)({address});")
+        return f"v{value.name}"
 
     def rows(self, value: Value) -> str:
         dim = value.tensor.shape[0]
@@ -272,6 +279,28 @@ class _Function:
             outs,
         )
 
+    def emit_rms_norm_quantized(self, op: Op) -> None:
+        x, eps = self.place(op.operands[0]), op.attributes["eps"]
+        outs = [self.output(op, i) for i in range(3)]
+        assert isinstance(eps, float)
+        self.call(
+            f"llamac_rms_norm_quantize(th, {self._quantized(outs)}, {x.pointer}, {x.stride}, "
+            f"{self.rows(op.results[0])}, {op.operands[0].tensor.shape[-1]}, "
+            f"(const float *)({self.weight(op.operands[1])}), {c_float(eps)}, {self._group(op.results[0])});",
+            [op.operands[0]],
+            outs,
+        )
+
+    def emit_swiglu_quantized(self, op: Op) -> None:
+        x = self.place(op.operands[0])
+        outs = [self.output(op, i) for i in range(3)]
+        self.call(
+            f"llamac_swiglu_quantize(th, {self._quantized(outs)}, {x.pointer}, {x.stride}, "
+            f"{self.rows(op.results[0])}, {x.stride // 2}, {self._group(op.results[0])});",
+            [op.operands[0]],
+            outs,
+        )
+
     def _quantized(self, places: list[_Place]) -> str:
         return f"(llamac_quantized){{{', '.join(p.pointer for p in places)}}}"
 
@@ -308,7 +337,8 @@ class _Function:
         assert isinstance(width, int)
         offset = placement(op)[0]
         region = Region("arena", offset, value_bytes(op.result, self.generator.limits.max_tokens))
-        self.places[op.result] = _Place(f"(float *)(s->arena + {offset})", width, region)
+        pointer = self._name(op.result, "float", f"s->arena + {offset}")
+        self.places[op.result] = _Place(pointer, width, region)
 
     def emit_rope_angles(self, op: Op) -> None:
         cos, sin = self.output(op, 0), self.output(op, 1)

@@ -46,7 +46,15 @@ class Cost:
         return self.weight_bytes + self.cache_bytes + self.activation_bytes
 
 
-_FLOPS_PER_ELEMENT = {"rms_norm": 4, "swiglu": 5, "add": 1, "quantize_rows": 3, "rope_angles": 20}
+_FLOPS_PER_ELEMENT = {
+    "rms_norm": 4,
+    "swiglu": 5,
+    "add": 1,
+    "quantize_rows": 3,
+    "rope_angles": 20,
+    "rms_norm_quantized": 7,
+    "swiglu_quantized": 8,
+}
 
 
 def module_cost(module: Module, shape: StepShape) -> dict[str, Cost]:

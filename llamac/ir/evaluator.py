@@ -18,6 +18,9 @@ from .types import TensorType
 RowReader = Callable[[str, int, int], Array]
 """(tensor name, lo, hi) -> uint8 [hi - lo, row_bytes]; a rank-1 tensor is one row."""
 
+Known = dict[tuple[Weight, int, int], Array]
+"""Rows that are already evaluated, by weight, first row and end; no op changes its inputs."""
+
 
 def refuse_file_weights(tensor: str, lo: int, hi: int) -> Array:
     """The row reader of modules that have no checkpoint."""
@@ -40,6 +43,19 @@ class WeightEvaluator:
 
     def rows(self, weight: Weight, lo: int, hi: int) -> Array:
         """Rows [lo, hi) of a weight of rank 2 or more; for rank 1 the whole of it."""
+        return self._rows(weight, lo, hi, {})
+
+    def _rows(self, weight: Weight, lo: int, hi: int, known: Known) -> Array:
+        """As `rows`; what several ops use is read or computed once and kept in `known`."""
+        key = (weight, lo, hi)
+        if key in known:
+            return known[key]
+        found = self._compute(weight, lo, hi, known)
+        if len(weight.users) > 1:
+            known[key] = found
+        return found
+
+    def _compute(self, weight: Weight, lo: int, hi: int, known: Known) -> Array:
         if isinstance(weight.source, FileSource):
             return self._from_file(weight, weight.source, lo, hi)
         if isinstance(weight.source, DataSource):
@@ -47,7 +63,7 @@ class WeightEvaluator:
             shape = tuple(d for d in weight.tensor.shape if isinstance(d, int))
             return values.reshape(shape)[lo:hi] if len(shape) > 1 else values
         assert weight.producer is not None
-        return self._from_op(weight.producer, weight.tensor, lo, hi)
+        return self._from_op(weight.producer, weight.tensor, lo, hi, known)
 
     def _from_file(self, weight: Weight, source: FileSource, lo: int, hi: int) -> Array:
         t = weight.tensor
@@ -57,22 +73,24 @@ class WeightEvaluator:
         values = raw if source.encoding not in DTYPES else np.ascontiguousarray(raw).view(t.dtype.storage)
         return values.reshape(-1) if t.rank == 1 else values
 
-    def _from_op(self, op: Op, type: TensorType, lo: int, hi: int) -> Array:
+    def _from_op(self, op: Op, type: TensorType, lo: int, hi: int, known: Known) -> Array:
         rule = find_op(op.opcode).rows
         assert rule is not None
         types = [v.tensor for v in op.operands]
         needed = rule(op.attributes, types, lo, hi) if type.rank > 1 else [None] * len(types)
-        inputs = [self._operand(v, part) for v, part in zip(op.operands, needed, strict=True)]
+        parts = list(zip(op.operands, needed, strict=True))
         if op.opcode == "concat":
-            inputs = [x for x in inputs if x.shape[0]]
+            # A block of a joined matrix need not reach every part, and not every op has a meaning for no rows.
+            parts = [(v, part) for v, part in parts if part is None or part[0] < part[1]]
+        inputs = [self._operand(v, part, known) for v, part in parts]
         result = evaluate_op(op, inputs, type)
         if any(part is None for part in needed) and type.rank > 1:
             result = result[lo:hi]
         return result
 
-    def _operand(self, value: Value, part: tuple[int, int] | None) -> Array:
+    def _operand(self, value: Value, part: tuple[int, int] | None, known: Known) -> Array:
         assert isinstance(value, Weight)
-        return self.whole(value) if part is None else self.rows(value, *part)
+        return self.whole(value) if part is None else self._rows(value, *part, known)
 
 
 def evaluate_op(op: Op, inputs: list[Array], type: TensorType) -> Array:

@@ -107,8 +107,11 @@ def pack(fmt: WeightFormat, values: np.ndarray, scale: np.ndarray | None, minimu
     rows, columns = values.shape
     panels, k = fmt.panels(rows), fmt.padded_columns(columns)
     out = np.zeros((panels, fmt.panel_bytes(columns)), np.uint8)
-    stored = np.zeros((panels * PANEL, k), fmt.quants.storage)
-    stored[:rows, :columns] = values
+    if values.shape == (panels * PANEL, k):
+        stored = np.ascontiguousarray(values, fmt.quants.storage)
+    else:
+        stored = np.zeros((panels * PANEL, k), fmt.quants.storage)
+        stored[:rows, :columns] = values
     _, scales_at, mins_at, _ = fmt.sections(columns)
     lanes = stored.reshape(panels, PANEL, k)
     if fmt.is_dense:
@@ -124,12 +127,17 @@ def pack(fmt: WeightFormat, values: np.ndarray, scale: np.ndarray | None, minimu
 
 
 def _pack_quants(lanes: np.ndarray, fmt: WeightFormat) -> np.ndarray:
-    panels, _, k = lanes.shape
-    unsigned = (lanes.astype(np.int16) + fmt.offset).astype(np.uint8) if fmt.offset else lanes
+    panels = lanes.shape[0]
+    unsigned = lanes.view(np.uint8)
+    if fmt.offset:
+        unsigned = unsigned + np.uint8(fmt.offset)  # modulo 256, so two's complement needs no wider type
     if fmt.quants.bits == 8:
-        return np.ascontiguousarray(unsigned.reshape(panels, PANEL, k // 4, 4).transpose(0, 2, 1, 3)).reshape(panels, -1)
-    pairs = unsigned.reshape(panels, PANEL, k // 8, 2, 4).transpose(0, 2, 3, 1, 4)
-    return np.ascontiguousarray(pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(panels, -1)
+        words = unsigned.view("<u4")
+    else:
+        # Eight bytes 0..15 to four: the upper four, shifted to the high nibbles, over the lower four.
+        eight = unsigned.view("<u8")
+        words = (eight | eight >> np.uint64(28)).astype("<u4")
+    return np.ascontiguousarray(words.transpose(0, 2, 1)).view(np.uint8).reshape(panels, -1)
 
 
 def _put_rows(out: np.ndarray, start: int, values: np.ndarray, rows: int, dtype: DType | None) -> None:

@@ -34,6 +34,7 @@ BUILT_IN: dict[str, str] = {
     "select-kernels": "llamac.passes.select_kernels:SelectKernels",
     "pack-weights": "llamac.passes.pack_weights:PackWeights",
     "fuse-residual": "llamac.passes.fuse_residual:FuseResidual",
+    "fuse-quantize-rows": "llamac.passes.fuse_quantize_rows:FuseQuantizeRows",
     "enter-kernel": "llamac.passes.enter_level:EnterKernel",
     "roll-layers": "llamac.passes.roll_layers:RollLayers",
     "plan-memory": "llamac.passes.plan_memory:PlanMemory",

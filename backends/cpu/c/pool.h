@@ -1,7 +1,8 @@
 /* A persistent thread pool: every thread runs the same function and meets the others at barriers.
  *
  * Workers spin for a moment after a run and then sleep, so an idle model costs no CPU time. Each thread counts its
- * barrier arrivals on its own 128-byte line. With more threads than processors, waiting threads yield early. */
+ * barrier arrivals on its own 128-byte line. At a barrier too a thread spins first and then sleeps, at once when threads
+ * outnumber processors. */
 #ifndef LLAMAC_POOL_H
 #define LLAMAC_POOL_H
 
@@ -15,7 +16,7 @@
 #include <time.h>
 
 #define LLAMAC_IDLE_SPIN_NANOSECONDS 100000 /* how long a worker waits awake for the next run */
-#define LLAMAC_BARRIER_SPINS 2000           /* pauses before a waiting thread yields its processor */
+#define LLAMAC_BARRIER_SPINS 2000           /* pauses before a waiting thread sleeps */
 #define LLAMAC_CROWDED_SPINS 50             /* the same when threads outnumber processors */
 #define LLAMAC_ALL_TO_ALL_THREADS 8         /* up to this many threads each reads every other's line */
 #define LLAMAC_STACK_BYTES (8u << 20)
@@ -38,13 +39,14 @@ struct llamac_pool {
     void (*function)(const llamac_thread *, void *);
     void *argument;
     pthread_mutex_t mutex;
-    pthread_cond_t wake;
+    pthread_cond_t wake, arrival; /* a new run; somebody has come to a barrier */
     pthread_t *workers;
     llamac_thread *threads;
     llamac_arrival *arrivals;
     _Alignas(128) _Atomic uint32_t generation; /* one more for every run; the last one stops the workers */
     _Alignas(128) _Atomic uint32_t released;   /* barriers thread 0 has opened (many threads only) */
-    _Alignas(128) _Atomic uint32_t sleepers;
+    _Alignas(128) _Atomic uint32_t sleepers; /* waiting for a run */
+    _Alignas(128) _Atomic uint32_t waiting;  /* asleep at a barrier */
     _Atomic int stop;
 };
 
@@ -56,16 +58,32 @@ LLAMAC_KERNEL void llamac_pause(void) {
 #endif
 }
 
-/* Waits until `counter` has reached `target`, spinning first and yielding later. */
-static inline void llamac_wait_for(_Atomic uint32_t *counter, uint32_t target, uint32_t spins) {
-    for (uint32_t turn = 0; (int32_t)(atomic_load_explicit(counter, memory_order_acquire) - target) < 0;) {
-        if (turn < spins) {
-            turn++;
-            llamac_pause();
-        } else {
-            sched_yield();
-        }
+static inline int llamac_reached(_Atomic uint32_t *counter, uint32_t target) {
+    return (int32_t)(atomic_load(counter) - target) >= 0;
+}
+
+/* Waits until `counter` has reached `target`: awake for a moment, then asleep. Whoever is late may be waiting for a
+ * processor behind another program; sleeping gives it this one, which yielding does not. */
+static inline void llamac_wait_for(llamac_pool *pool, _Atomic uint32_t *counter, uint32_t target) {
+    for (uint32_t turn = 0; turn < pool->spins; turn++) {
+        if ((int32_t)(atomic_load_explicit(counter, memory_order_acquire) - target) >= 0) return;
+        llamac_pause();
     }
+    pthread_mutex_lock(&pool->mutex);
+    atomic_fetch_add(&pool->waiting, 1);
+    while (!llamac_reached(counter, target)) pthread_cond_wait(&pool->arrival, &pool->mutex);
+    atomic_fetch_sub(&pool->waiting, 1);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+/* Sets `counter` and wakes who sleeps at a barrier. A sleeper counts itself before it looks for the last time, and is
+ * woken after the counter has changed, so none is missed: both sides are sequentially consistent. */
+static inline void llamac_announce(llamac_pool *pool, _Atomic uint32_t *counter, uint32_t value) {
+    atomic_store(counter, value);
+    if (atomic_load(&pool->waiting) == 0) return;
+    pthread_mutex_lock(&pool->mutex);
+    pthread_cond_broadcast(&pool->arrival);
+    pthread_mutex_unlock(&pool->mutex);
 }
 
 /* No thread passes before all have come; what they wrote before is visible after. */
@@ -74,13 +92,13 @@ static inline void llamac_barrier(const llamac_thread *th) {
     llamac_pool *pool = th->pool;
     llamac_arrival *mine = &pool->arrivals[th->id];
     uint32_t target = atomic_load_explicit(&mine->arrived, memory_order_relaxed) + 1;
-    atomic_store_explicit(&mine->arrived, target, memory_order_release);
+    llamac_announce(pool, &mine->arrived, target);
     if (th->count <= LLAMAC_ALL_TO_ALL_THREADS || th->id == 0)
         for (uint32_t other = 0; other < th->count; other++)
-            llamac_wait_for(&pool->arrivals[other].arrived, target, pool->spins);
+            llamac_wait_for(pool, &pool->arrivals[other].arrived, target);
     if (th->count > LLAMAC_ALL_TO_ALL_THREADS) {
-        if (th->id == 0) atomic_store_explicit(&pool->released, target, memory_order_release);
-        llamac_wait_for(&pool->released, target, pool->spins);
+        if (th->id == 0) llamac_announce(pool, &pool->released, target);
+        llamac_wait_for(pool, &pool->released, target);
     }
 }
 
@@ -149,6 +167,7 @@ static void llamac_pool_destroy(llamac_pool *pool) {
     for (uint32_t worker = 1; worker <= pool->started; worker++) pthread_join(pool->workers[worker], NULL);
     pthread_mutex_destroy(&pool->mutex);
     pthread_cond_destroy(&pool->wake);
+    pthread_cond_destroy(&pool->arrival);
     free(pool->workers);
     free(pool->threads);
     free(pool->arrivals);
@@ -185,6 +204,7 @@ static llamac_pool *llamac_pool_create(uint32_t threads) {
     pool->spins = pool->crowded ? LLAMAC_CROWDED_SPINS : LLAMAC_BARRIER_SPINS;
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
+    pthread_cond_init(&pool->arrival, NULL);
     pool->workers = calloc(threads, sizeof *pool->workers);
     pool->threads = calloc(threads, sizeof *pool->threads);
     pool->arrivals = aligned_alloc(128, threads * sizeof *pool->arrivals);

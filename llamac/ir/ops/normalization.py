@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..definition import Evaluation, OpDefinition, OpError, Signature
+from ..definition import Array, Evaluation, OpDefinition, OpError, Signature
 from ..levels import KERNEL, MODEL
 from ..types import Type
 
@@ -19,11 +19,15 @@ def _infer(s: Signature) -> Sequence[Type]:
     return [x]
 
 
+def normalized(x: Array, eps: float) -> Array:
+    """x / sqrt(mean(x^2) + eps) over the last axis, in the width of x."""
+    one = x.dtype.type(1)
+    return np.asarray(x * (one / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + x.dtype.type(eps))))
+
+
 def _evaluate(e: Evaluation) -> Sequence[Any]:
     x, weight = e.inputs
-    one = x.dtype.type(1)
-    normal = x * (one / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + x.dtype.type(e.number("eps"))))
-    return [e.rounded(e.rounded(normal) * weight)]
+    return [e.rounded(e.rounded(normalized(x, e.number("eps"))) * weight)]
 
 
 OPS: tuple[OpDefinition, ...] = (

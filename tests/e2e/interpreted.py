@@ -1,0 +1,58 @@
+"""A checkpoint's graphs run by the numpy interpreter: the meaning against which compiled code is checked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamac.driver import CompiledGraph, compile_graph
+from llamac.ir.interpreter import Interpreter
+from llamac.ir.ops.cache_ops import CacheState
+from llamac.models.checkpoint import Checkpoint
+from llamac.models.llama.graph import build_llama
+from llamac.passes.pipelines import parse_quantization
+
+Floats = NDArray[np.float32]
+
+
+def captured_logits(checkpoint: Checkpoint, ids: list[int], first: int | None = None) -> Floats:
+    """Logits of the captured graph with f32 activations; the first `first` ids in a call of their own (none: all)."""
+    config = replace(checkpoint.config, dtype="f32")
+    interpreter = Interpreter(build_llama(config, checkpoint.tensors), checkpoint.read_rows)
+    empty = np.zeros((config.kv_heads, 0, config.head_dim), np.float32)
+    past = [empty] * (2 * config.layers)
+    rows: list[Floats] = []
+    cuts = [0, len(ids)] if first is None else [0, first, len(ids)]
+    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+        inputs: dict[str, Any] = {"ids": ids[start:stop], "positions": np.arange(start, stop)}
+        for layer in range(config.layers):
+            inputs[f"past_k.{layer}"], inputs[f"past_v.{layer}"] = past[2 * layer : 2 * layer + 2]
+        logits, *past = interpreter.run(inputs)
+        rows.append(logits)
+    return np.concatenate(rows).astype(np.float32)
+
+
+def kernel_graph(checkpoint: Checkpoint, quantize: str, kv: str | None = None) -> CompiledGraph:
+    """What the driver would generate code from."""
+    return compile_graph(checkpoint, parse_quantization(quantize), kv, 512, None, [])
+
+
+def kernel_logits(checkpoint: Checkpoint, compiled: CompiledGraph, ids: list[int], exact: bool = False) -> Floats:
+    """Logits of the kernel-level graph after every id, in one ragged step."""
+    interpreter = Interpreter(compiled.module, checkpoint.read_rows, exact)
+    cache = compiled.module.step.argument("cache").cache
+    pages = -(-len(ids) // cache.page)
+    outputs = interpreter.run(
+        {
+            "token_ids": ids,
+            "positions": np.arange(len(ids)),
+            "sequence_of_token": np.zeros(len(ids), np.int32),
+            "page_tables": np.arange(pages)[None],
+            "logit_rows": np.arange(len(ids)),
+            "cache": CacheState.empty(cache, pages, exact),
+        }
+    )
+    return np.asarray(outputs[0], np.float32)

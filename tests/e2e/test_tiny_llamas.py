@@ -1,0 +1,95 @@
+"""Tiny random Llamas of every shape: the interpreter and the compiled code against transformers, in f32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import llamac
+import pytest
+from interpreted import captured_logits, kernel_graph, kernel_logits
+from pairwise import every_row, pairwise_rows
+from tiny_llama import TinyShape, make_reference, reference_logits, relative_error, save_checkpoint, some_ids
+
+from llamac.models.sources import open_source
+
+TOLERANCE_F32 = 1e-5
+"""Two f32 implementations that sum in different orders: transformers' own eager and sdpa differ by up to 2e-6."""
+
+IDS = 40
+LONG = 290
+"""Beyond the first page of the cache, for the compiled code."""
+
+ASKED: dict[str, list[Any]] = {
+    "group": [1, 3, 4, 8],
+    "head_dim": [16, 64, 80, 128],
+    "tied": [False, True],
+    "scaled": [False, True],
+    "dtype": ["f32", "bf16"],
+}
+"""The combinations that are promised."""
+
+OTHERS: dict[str, list[Any]] = {
+    "width": [72, 90, 50],
+    "inner": [100, 150, 33],
+    "vocab": [131, 257, 523],
+    "layers": [2, 3, 1],
+    "kv_heads": [2, 1],
+    "sharded": [False, True],
+}
+"""Hidden sizes that are no multiple of 32, vocabularies that are primes, and what else may vary."""
+
+
+def _shapes(rows: list[dict[str, Any]]) -> list[Any]:
+    shapes = [TinyShape(**row, seed=seed) for seed, row in enumerate(rows)]
+    return [pytest.param(shape, id=shape.name) for shape in shapes]
+
+
+def _every_asked() -> list[dict[str, Any]]:
+    """Every combination of what is promised, with the others drawn from a covering array in turn."""
+    others = pairwise_rows(OTHERS)
+    return [{**row, **others[i % len(others)]} for i, row in enumerate(every_row(ASKED))]
+
+
+@pytest.mark.parametrize("shape", _shapes(pairwise_rows(ASKED | OTHERS)))
+def test_pairwise(shape: TinyShape, tmp_path: Path) -> None:
+    _compare(shape, tmp_path, ["keep" if shape.dtype == "bf16" else "f32"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", _shapes(_every_asked()))
+def test_every_combination(shape: TinyShape, tmp_path: Path) -> None:
+    _compare(shape, tmp_path, ["f32", "keep"] if shape.dtype == "bf16" else ["f32"])
+
+
+def test_bf16_checkpoint_widened_to_f32(tmp_path: Path) -> None:
+    """The same values stored as f32: what `--quantize f32` makes of a bf16 checkpoint."""
+    _compare(TinyShape(dtype="bf16"), tmp_path, ["f32"])
+
+
+def _compare(shape: TinyShape, folder: Path, schemes: list[str]) -> None:
+    reference = make_reference(shape)
+    source = save_checkpoint(reference, shape, folder / "checkpoint")
+    checkpoint = open_source(source)
+    ids = some_ids(shape.vocab, IDS, shape.seed)
+    expected = reference_logits(reference, ids)
+    errors = {
+        "captured": relative_error(captured_logits(checkpoint, ids), expected),
+        "captured, with past": relative_error(captured_logits(checkpoint, ids, first=13), expected),
+    }
+    for scheme in schemes:
+        compiled = kernel_graph(checkpoint, scheme, "f32")
+        errors[f"kernel level, {scheme}"] = relative_error(kernel_logits(checkpoint, compiled, ids), expected)
+        errors[f"code, {scheme}"] = _code_error(source, scheme, shape, reference)
+    print(shape.name, errors)
+    worst = max(errors, key=errors.__getitem__)
+    assert errors[worst] <= TOLERANCE_F32, f"{worst}: {errors[worst]:.2e}; all: {errors}"
+
+
+def _code_error(source: Path, scheme: str, shape: TinyShape, reference: Any) -> float:
+    """The worst of one long step across pages and its beginning alone."""
+    artifact = source.parent / f"{scheme}.llamac"
+    llamac.compile(source, output=artifact, quantize=scheme, kv="f32", tokenizer=False)
+    ids = some_ids(shape.vocab, LONG, shape.seed + 1)
+    with llamac.load(artifact, threads=1) as model:
+        return relative_error(model.logits(ids), reference_logits(reference, ids))
