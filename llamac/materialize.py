@@ -25,7 +25,7 @@ Progress = Callable[[int], None]
 _FACTOR = 40
 """Bytes of temporary arrays per weight element while a block is quantized and packed (measured, rounded up)."""
 
-_BLOCK_ELEMENTS = 1 << 18
+_BLOCK_ELEMENTS = 1 << 17
 """Elements in a block however much memory there is: the temporary arrays of a larger one leave the CPU's cache."""
 
 

@@ -23,6 +23,8 @@ from .llama.weights import expected_shapes
 
 BLOCK_ROWS = 64
 LEVELS = 1 << 16
+LEVELS_PER_COUNTER = 16
+"""A counter of Philox gives four 64-bit outputs of each value of its counter."""
 SPREAD = 2.0**-5
 """Values are uniform in (-1/32, 1/32): standard deviation 0.018."""
 
@@ -73,7 +75,7 @@ class RandomRows:
         for block in range(lo // BLOCK_ROWS, -(-hi // BLOCK_ROWS)):
             first = block * BLOCK_ROWS
             begin, end = max(lo, first), min(hi, first + BLOCK_ROWS)
-            levels = _levels(key, block, (end - first) * columns)[(begin - first) * columns :]
+            levels = _levels(key, block, (begin - first) * columns, (end - first) * columns)
             np.take(table, levels, out=rows[begin - lo : end - lo].reshape(-1), mode="wrap")
         return rows.reshape(-1).view(np.uint8)
 
@@ -83,10 +85,11 @@ def _stream_key(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16], "little")
 
 
-def _levels(key: int, block: int, count: int) -> NDArray[np.uint16]:
-    """`count` numbers below 65536: the 16-bit pieces, low first, of the 64-bit outputs of the block's counter range."""
-    raw = np.random.Philox(key=key, counter=block << 64).random_raw(-(-count // 4))
-    return np.asarray(raw, dtype="<u8").view("<u2")[:count]
+def _levels(key: int, block: int, start: int, stop: int) -> NDArray[np.uint16]:
+    """Numbers `start` to `stop` of a block, each below 65536: the 16-bit pieces, low first, of its 64-bit outputs."""
+    skipped = start // LEVELS_PER_COUNTER
+    raw = np.random.Philox(key=key, counter=(block << 64) + skipped).random_raw(-(-stop // 4) - 4 * skipped)
+    return np.asarray(raw, dtype="<u8").view("<u2")[start - LEVELS_PER_COUNTER * skipped :][: stop - start]
 
 
 def _table(dtype: str, center: float) -> NDArray[Any]:

@@ -39,5 +39,6 @@ def _dedupe(graph: Graph) -> int:
             for old, new in zip(op.results, first.results, strict=True):
                 graph.replace(old, new)
             removed += 1
-    graph.remove_dead_ops()
+    if removed:
+        graph.remove_dead_ops()
     return removed

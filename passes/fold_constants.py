@@ -4,8 +4,9 @@ Before: `%8 = div %7, %6` ... a tree of iota, constant, pow, select over no inpu
 After:  `weight @rope.inverse_frequencies : tensor<32 x f32> = data {...}`
 
 Only tensors that something else uses become data; scalars stay constants. Powers are computed exactly and rounded once
-(`exact_power`), everything else is one IEEE operation an op, so the bits do not depend on the machine. Must not fire on
-tensors larger than `limit` elements: tables over positions are computed at run time instead.
+(`exact_power`), everything else is IEEE operations, so the bits do not depend on the machine. Must not fire on sines,
+products and other ops whose last bit may, nor on tensors larger than `limit` elements: tables over positions are
+computed at run time instead.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ from llamac.ir.registry import find_op
 from llamac.ir.types import TensorType
 from llamac.transform.base import Pass, PassContext, PassResult, Refusal
 
+REPRODUCIBLE = frozenset(
+    "constant iota cast add sub mul div neg rsqrt reciprocal pow less less_equal select reshape transpose broadcast slice "
+    "concat embedding".split()
+)
+"""Ops that give the same bits on every machine."""
+
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
@@ -35,25 +42,36 @@ class FoldConstants(Pass):
         for graph in module.graphs.values():
             known: dict[Value, Array] = {}
             for op in graph.ops:
-                if not self._is_constant(op, known):
-                    folded += self._use(module, op, known)
-                elif all(_size(r) <= self.limit for r in op.results):
+                reason = self._why_not(op) if self._is_constant(op, known) else ""
+                if reason is None:
                     known.update(zip(op.results, _evaluate(op, known), strict=True))
-                else:
-                    refusals.append(Refusal(op.location, f"{op.opcode} gives more than {self.limit} elements"))
-            graph.remove_dead_ops()
+                    continue
+                if reason:
+                    refusals.append(Refusal(op.location, reason))
+                folded += self._use(module, op, known)
+            if folded:
+                graph.remove_dead_ops()
         return PassResult({"constant": folded}, tuple(refusals))
 
     def _is_constant(self, op: Op, known: dict[Value, Array]) -> bool:
         fixed = all(isinstance(r.type, TensorType) and all(isinstance(d, int) for d in r.type.shape) for r in op.results)
         return fixed and all(v in known or _is_data(v) for v in op.operands)
 
+    def _why_not(self, op: Op) -> str | None:
+        """The reason not to evaluate a constant op here, or None."""
+        if op.opcode not in REPRODUCIBLE:
+            return f"the bits of {op.opcode} depend on the machine"
+        if any(_size(r) > self.limit for r in op.results):
+            return f"{op.opcode} gives more than {self.limit} elements"
+        return None
+
     def _use(self, module: Module, op: Op, known: dict[Value, Array]) -> int:
-        """Replace the constant tensors that `op`, which is not constant itself, uses."""
+        """Replace the constant tensors that `op`, which is not evaluated itself, uses."""
         folded = 0
         for index, operand in enumerate(op.operands):
             if operand in known and operand.tensor.rank:
-                role = find_op(op.opcode).operands[index].rstrip("?*")
+                roles = find_op(op.opcode).operands
+                role = roles[min(index, len(roles) - 1)].rstrip("?*")
                 op.set_operand(index, _data_weight(module, f"{op.location or 'graph'}.{role}", operand, known[operand]))
                 folded += 1
         return folded

@@ -3,48 +3,25 @@
 Before: `%q = linear %x, @q`, ..., `rope %h, %cos, %sin {style = "interleaved"}`
 After:  `%q = linear %x, @q.half_split`, ..., `rope %h, %cos, %sin {style = "half_split"}`
 
-Attention scores do not change: q and k are permuted alike within each head. Quantized weights are reordered as they are.
-Must not fire unless the rotated value comes straight from a projection that nothing else uses.
+Attention scores do not change, because q and k of one attention are permuted alike within each head; the keys handed
+from step to step are in the new order. Quantized weights are reordered as they are. Must not fire unless both rotated
+values come straight from projections and nothing but that attention, and the keys it hands on, uses them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llamac.ir.graph import Module, Value, Weight
+from llamac.ir.graph import Graph, Module, Op, Value, Weight
 from llamac.ir.levels import MODEL, RAISING
-from llamac.transform.base import Pass, PassContext, PassResult
-from llamac.transform.pattern import Any, AnyWeight, Match, Node
-from llamac.transform.rewriter import Rewriter, Rule, apply_rules
+from llamac.transform.base import Pass, PassContext, PassResult, Refusal
+from llamac.transform.pattern import Any, AnyWeight, Match, Node, match
+from llamac.transform.rewriter import Rewriter
 from llamac.transform.weight_rows import over_rows
 
 _PROJECTED = Node("linear", Any("x"), AnyWeight("weight"), name="flat")
 _HEADS = Node("transpose", Node("reshape", _PROJECTED, name="split"), name="heads")
 PATTERN = Node("rope", _HEADS, Any("cos"), Any("sin"))
-
-
-def _check(found: Match) -> str | None:
-    if found.root.attributes["style"] != "interleaved":
-        return "already half-split"
-    if found.op("heads").attributes["permutation"] != (1, 0, 2):
-        return "the projection is not split into [T, heads, head_dim]"
-    if any(len(found[name].users) != 1 for name in ("flat", "split", "heads")):
-        return "the projection is also used without rotation"
-    return None
-
-
-def _rewrite(found: Match, rewriter: Rewriter) -> Value:
-    h = found.root.result.tensor.shape[-1]
-    assert isinstance(h, int) and isinstance(found["weight"], Weight)
-    name = f"{found['weight'].name}.half_split"
-    weight = over_rows(rewriter.module, name, "rows_to_half_split", [found["weight"]], head_dim=h)
-    flat = rewriter.op("linear", found["x"], weight)
-    split = rewriter.op("reshape", flat, shape=found["split"].tensor.shape)
-    heads = rewriter.op("transpose", split, permutation=(1, 0, 2))
-    return rewriter.op("rope", heads, found["cos"], found["sin"], style="half_split")
-
-
-RULES = (Rule("half_split", PATTERN, _rewrite, _check),)
 
 
 @dataclass(frozen=True)
@@ -55,4 +32,65 @@ class FoldRope(Pass):
     requires = (MODEL, RAISING)
 
     def run(self, module: Module, context: PassContext) -> PassResult:
-        return PassResult(*apply_rules(module, RULES))
+        folded, refusals = 0, []
+        for graph in module.graphs.values():
+            rewriter = Rewriter(module, graph)
+            left = {op for op in graph.ops if _is_interleaved(op)}
+            for attention in [op for op in graph.ops if op.opcode == "attention"]:
+                ropes = [_rotation(graph, v) for v in attention.operands[:2]]
+                if not left.intersection(ropes):
+                    continue
+                left.difference_update(ropes)
+                reason = _fold(rewriter, ropes)
+                folded += 2 if reason is None else 0
+                refusals += [] if reason is None else [Refusal(attention.location, reason)]
+            rewriter.finish()
+            refusals += [Refusal(op.location, "rotates neither q nor k of an attention") for op in left]
+        return PassResult({"half_split": folded}, tuple(refusals))
+
+
+def _is_interleaved(op: Op | None) -> bool:
+    return op is not None and op.opcode == "rope" and op.attributes["style"] == "interleaved"
+
+
+def _rotation(graph: Graph, value: Value) -> Op | None:
+    """The rope that q or k is, k behind the past keys; None when the rotated value or the past has another use."""
+    op = value.producer
+    if op is not None and op.opcode == "concat" and len(op.operands) == 2 and len(value.users) == 1:
+        past, value = op.operands
+        if past not in graph.arguments or len(past.users) != 1:
+            return None
+    op, has_other_use = value.producer, sum(value.users.values()) != 1 or value in graph.outputs
+    return op if op is not None and op.opcode == "rope" and not has_other_use else None
+
+
+def _fold(rewriter: Rewriter, ropes: list[Op | None]) -> str | None:
+    """Fold q's and k's rotation, both or none; returns the reason for none."""
+    matches = []
+    for role, rope in zip("qk", ropes, strict=True):
+        if rope is None or not _is_interleaved(rope):
+            return f"{role} is not an interleaved rotation that only this attention uses"
+        found = match(PATTERN, rope)
+        if found is None:
+            return f"{role} does not come straight from a projection"
+        if found.op("heads").attributes["permutation"] != (1, 0, 2):
+            return f"the projection of {role} is not split into [T, heads, head_dim]"
+        values = (found[name] for name in ("flat", "split", "heads"))
+        if any(len(v.users) != 1 or v in rewriter.graph.outputs for v in values):
+            return f"the projection of {role} is also used without rotation"
+        matches.append(found)
+    for found in matches:
+        rewriter.at(found.root)
+        rewriter.replace(found.root.result, _half_split(rewriter, found))
+    return None
+
+
+def _half_split(rewriter: Rewriter, found: Match) -> Value:
+    h = found.root.result.tensor.shape[-1]
+    assert isinstance(h, int) and isinstance(found["weight"], Weight)
+    name = f"{found['weight'].name}.half_split"
+    weight = over_rows(rewriter.module, name, "rows_to_half_split", [found["weight"]], head_dim=h)
+    flat = rewriter.op("linear", found["x"], weight)
+    split = rewriter.op("reshape", flat, shape=found["split"].tensor.shape)
+    heads = rewriter.op("transpose", split, permutation=(1, 0, 2))
+    return rewriter.op("rope", heads, found["cos"], found["sin"], style="half_split")

@@ -27,7 +27,7 @@ PATTERN = Node(
 def _check(found: Match) -> str | None:
     if scheme_of(found["gate"]) != scheme_of(found["up"]):
         return "mixed schemes: gate and up are stored differently"
-    if len(found["g"].users) != 1 or len(found["u"].users) != 1:
+    if len(found["g"].users) != 1 or len(found["u"].users) != 1 or found["g"] is found["u"]:
         return "gate or up has another use"
     return None
 

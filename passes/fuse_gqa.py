@@ -12,8 +12,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from llamac.ir.dims import divide
+from llamac.ir.dtypes import I32
 from llamac.ir.graph import Module, Value
 from llamac.ir.levels import CAPTURED, RAISING
+from llamac.ir.types import tensor
 from llamac.transform.base import Pass, PassContext, PassResult
 from llamac.transform.pattern import Any, Match, Node, Optional, Scalar, match
 from llamac.transform.rewriter import Rewriter, Rule, apply_rules
@@ -31,7 +34,7 @@ _CAUSAL = Node(
     Scalar("hidden", -math.inf),
 )
 
-_REPEATED = Node("reshape", Node("broadcast", Node("reshape", Any("x")), name="wide"))
+_REPEATED = Node("reshape", Node("broadcast", Node("reshape", Any("x"), name="narrow"), name="wide"), name="heads")
 
 
 def _unrepeated(value: Value) -> Value | None:
@@ -39,8 +42,8 @@ def _unrepeated(value: Value) -> Value | None:
     found = match(_REPEATED, value.producer) if value.producer is not None else None
     if found is None:
         return value
-    x, wide = found["x"].tensor, found["wide"].tensor
-    if x.rank != 3 or wide.rank != 4 or (wide.shape[0], *wide.shape[2:]) != x.shape:
+    x, wide, heads = (found[name].tensor.shape for name in ("x", "wide", "heads"))
+    if len(x) != 3 or found["narrow"].tensor.shape != (x[0], 1, *x[1:]) or heads != (x[0] * wide[1], *x[1:]):
         return None
     return found["x"]
 
@@ -48,25 +51,31 @@ def _unrepeated(value: Value) -> Value | None:
 def _positions(mask: Value) -> Value | None:
     """The positions of a causal mask, or None for any other mask."""
     found = match(_CAUSAL, mask.producer) if mask.producer is not None else None
-    if found is None:
+    if found is None or found["positions"].tensor.rank != 1:
         return None
-    (count,) = found["keys"].tensor.shape
-    (tokens,) = found["positions"].tensor.shape
-    if found["row"].tensor.shape != (1, count) or found["column"].tensor.shape != (tokens, 1):
+    keys, positions = found["keys"].tensor.shape, found["positions"].tensor.shape
+    if found["row"].tensor.shape != (1, *keys) or found["column"].tensor.shape != (*positions, 1):
         return None
     return found["positions"]
 
 
 def _check(found: Match) -> str | None:
     keys, values = _unrepeated(found["keys"]), _unrepeated(found["values"])
+    q = found["q"].tensor
     if keys is None or values is None or keys.type != values.type:
         return "keys and values are not repeated alike from one KV head to the query heads of its group"
+    if q.rank != 3 or keys.tensor.rank != 3 or divide(q.shape[0], keys.tensor.shape[0]) is None:
+        return f"q {q} and k {keys.type} are not the heads of one sequence"
+    if found.root.result.type != q:
+        return f"the result {found.root.result.type} differs from q {q}"
     if found.op("turned").attributes["permutation"] != (0, 2, 1):
         return "the keys are not transposed"
     if found.op("weights").attributes["axis"] not in (-1, 2):
         return "the softmax is not over the keys"
-    if _positions(found["mask"]) is None:
+    if (positions := _positions(found["mask"])) is None:
         return "the mask is not the causal mask of the positions"
+    if positions.type != tensor(q.shape[1], I32) or found["mask"].tensor.shape != (q.shape[1], keys.tensor.shape[1]):
+        return "the mask is not that of these queries and keys"
     return None
 
 

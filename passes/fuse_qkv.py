@@ -54,6 +54,8 @@ def _fuse(rewriter: Rewriter, attention: Op) -> str | None:
     if len(linears) != 3 or len({op.operands[0] for op in linears}) != 1 or len(set(linears)) != 3:
         return "q, k and v are not three projections of one value"
     weights = [op.operands[1] for op in linears]
+    if not all(isinstance(w, Weight) for w in weights):
+        return "q, k and v are not all projected by weights"
     if len({scheme_of(w) for w in weights}) != 1:
         return "mixed schemes: q, k and v are stored differently"
     first = min(linears, key=rewriter.graph.ops.index)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llamac.ir.graph import Module, Op
+from llamac.ir.dtypes import F32
+from llamac.ir.graph import Graph, Module, Op
 from llamac.ir.levels import KERNEL, LOWERING
 from llamac.transform.base import Pass, PassContext, PassResult, Refusal
 from llamac.transform.rewriter import Rewriter
@@ -35,13 +36,24 @@ class FuseQuantizeRows(Pass):
                 source = op.operands[0].producer
                 if source is None or source.opcode not in _FUSED:
                     continue
-                if len(op.operands[0].users) != 1:
-                    refusals.append(Refusal(op.location, f"the result of {source.opcode} has another use"))
+                reason = _why_not(graph, source)
+                if reason is not None:
+                    refusals.append(Refusal(op.location, reason))
                     continue
                 _fuse(rewriter, op, source)
                 counts[source.opcode] += 1
             rewriter.finish()
         return PassResult(counts, tuple(refusals))
+
+
+def _why_not(graph: Graph, source: Op) -> str | None:
+    if len(source.result.users) != 1 or source.result in graph.outputs:
+        return f"the result of {source.opcode} has another use"
+    if source.opcode == "swiglu" and len(source.operands) != 1:
+        return "gate and up are not joined"
+    if source.opcode == "rms_norm" and source.operands[1].tensor.dtype is not F32:
+        return "the norm weight is not f32"
+    return None
 
 
 def _fuse(rewriter: Rewriter, op: Op, source: Op) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from llamac.ir.graph import Module, Op
 from llamac.ir.levels import KERNEL, LOWERING
-from llamac.transform.base import Pass, PassContext, PassResult
+from llamac.transform.base import Pass, PassContext, PassResult, Refusal
 from llamac.transform.rewriter import Rewriter
 
 _WITHOUT = {"linear_dense": 2, "linear_grouped": 4}
@@ -26,21 +26,32 @@ class FuseResidual(Pass):
     requires = (LOWERING, KERNEL)
 
     def run(self, module: Module, context: PassContext) -> PassResult:
-        fused = 0
+        fused, refusals = 0, []
         for graph in module.graphs.values():
             rewriter = Rewriter(module, graph)
-            for op in list(graph.ops):
-                fused += op.opcode == "add" and _fuse(rewriter, op)
+            for op in [op for op in graph.ops if op.opcode == "add"]:
+                reason = _fuse(rewriter, op)
+                if reason is None:
+                    fused += 1
+                else:
+                    refusals.append(Refusal(op.location, reason))
             rewriter.finish()
-        return PassResult({"residual": fused})
+        return PassResult({"residual": fused}, tuple(refusals))
 
 
-def _fuse(rewriter: Rewriter, add: Op) -> bool:
+def _fuse(rewriter: Rewriter, add: Op) -> str | None:
+    """Fuse `add`, or give the reason not to."""
+    reason = "neither operand is the product of a linear kernel without residual"
     for product, residual in (add.operands, add.operands[::-1]):
         linear = product.producer
-        if linear is None or len(product.users) != 1 or len(linear.operands) != _WITHOUT.get(linear.opcode, 0):
+        if linear is None or len(linear.operands) != _WITHOUT.get(linear.opcode, 0):
             continue
-        rewriter.at(add)
-        rewriter.replace(add.result, rewriter.op(linear.opcode, *linear.operands, residual, **linear.attributes))
-        return True
-    return False
+        if sum(product.users.values()) != 1 or product in rewriter.graph.outputs:
+            reason = "the product has another use"
+        elif residual.type != product.type:
+            reason = f"the residual {residual.type} is not of the product's type {product.type}"
+        else:
+            rewriter.at(add)
+            rewriter.replace(add.result, rewriter.op(linear.opcode, *linear.operands, residual, **linear.attributes))
+            return None
+    return reason

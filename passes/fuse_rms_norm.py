@@ -22,19 +22,25 @@ PATTERN = Node("mul", Optional("cast", _NORMAL), Optional("cast", AnyWeight("wei
 
 
 def _input(found: Match) -> Value:
-    """x itself: the value before it was widened for the norm."""
+    """x itself: the value before it was widened for the norm, which gives back x's own dtype.
+
+    A cast to another dtype is not the norm's: the table of an f32 model may be stored narrower than it computes.
+    """
     wide = found["wide"]
     if wide.producer is not None and wide.producer.opcode == "cast":
-        return wide.producer.operands[0]
+        before = wide.producer.operands[0]
+        return before if before.type == found.root.result.type else wide
     return wide
 
 
 def _check(found: Match) -> str | None:
-    rank = found["wide"].tensor.rank
+    rank, weight = found["wide"].tensor.rank, found["weight"].tensor
     if found.op("mean").attributes["axis"] not in (-1, rank - 1):
         return "the mean is not over the last axis"
     if _input(found).type != found.root.result.type:
         return f"the result {found.root.result.type} differs from the input {_input(found).type}"
+    if weight.shape != found["wide"].tensor.shape[-1:]:
+        return f"the weight {weight} does not scale the last axis"
     return None
 
 

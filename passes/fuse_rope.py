@@ -12,8 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llamac.ir.dims import DimLike
+from llamac.ir.dtypes import F32, I32
 from llamac.ir.graph import Attribute, Module, Op, Value
 from llamac.ir.levels import CAPTURED, RAISING
+from llamac.ir.types import tensor
 from llamac.transform.base import Pass, PassContext, PassResult
 from llamac.transform.pattern import Any, Match, Node, Optional, Pattern
 from llamac.transform.rewriter import Rewriter, Rule, apply_rules
@@ -59,35 +62,54 @@ def _last(op: Op) -> bool:
 
 
 def _check_common(found: Match) -> str | None:
-    x, positions = found["x"].tensor, found["positions"].tensor
-    if x.rank != 3:
-        return f"x has rank {x.rank}, expected [heads, T, head_dim]"
+    x, positions, frequencies = (found[name].tensor for name in ("x", "positions", "frequencies"))
     if not all(_last(found.op(n)) for n in ("first", "second", "turned")):
         return "the halves are not taken from the last axis"
-    if positions.rank != 1 or found["column"].tensor.shape != (positions.shape[0], 1):
+    (_, tokens, h) = x.shape
+    if frequencies != tensor(h // 2 if isinstance(h, int) else h, F32):
+        return f"{frequencies} does not hold head_dim / 2 frequencies in f32"
+    column, row = found["column"].tensor, found["row"].tensor
+    if positions != tensor(tokens, I32) or column != tensor(tokens, 1, F32) or row.shape != (1, *frequencies.shape):
         return "the angles are not positions times frequencies"
     return None
 
 
+def _check_x(found: Match) -> str | None:
+    x = found["x"].tensor
+    if x.rank != 3 or not isinstance(x.shape[2], int) or x.shape[2] % 2:
+        return f"x {x} is not [heads, T, head_dim]"
+    return None
+
+
+def _check_tables(found: Match, *shape: DimLike) -> str | None:
+    if any(found[f"{name}_table"].tensor.shape != shape for name in ("cos", "sin")):
+        return "the tables do not turn position t of every head by the angles of position t"
+    return None
+
+
 def _check_half_split(found: Match) -> str | None:
-    h = found["x"].tensor.shape[-1]
+    if reason := _check_x(found):
+        return reason
+    _, tokens, h = found["x"].tensor.shape
     assert isinstance(h, int)
     if _bounds(found.op("first")) != (0, h // 2) or _bounds(found.op("second")) != (h // 2, h):
         return "the slices are not the two halves"
-    if found["frequencies"].tensor.shape != (h // 2,):
-        return f"{found['frequencies'].type} does not hold head_dim / 2 frequencies"
-    return _check_common(found)
+    if not _last(found.op("doubled")):
+        return "the angles are not doubled along the last axis"
+    return _check_common(found) or _check_tables(found, 1, tokens, h)
 
 
 def _check_interleaved(found: Match) -> str | None:
+    if reason := _check_x(found):
+        return reason
     x = found["x"].tensor
-    h = x.shape[-1]
+    _, tokens, h = x.shape
     assert isinstance(h, int)
     if found["pairs"].tensor.shape != (*x.shape[:-1], h // 2, 2) or found.root.result.type != x:
         return "x is not reshaped to pairs and back"
     if _bounds(found.op("first")) != (0, 1) or _bounds(found.op("second")) != (1, 2):
         return "the slices are not the two elements of a pair"
-    return _check_common(found)
+    return _check_common(found) or _check_tables(found, 1, tokens, h // 2, 1)
 
 
 def _rewrite(style: str, found: Match, rewriter: Rewriter) -> Value:

@@ -18,12 +18,14 @@ from llamac.ir.dims import symbol
 from llamac.ir.dtypes import DTYPES, I32
 from llamac.ir.graph import Attribute, Graph, Module, Op, Value, Weight
 from llamac.ir.levels import LOWERING, MODEL
-from llamac.ir.types import CacheType, tensor
+from llamac.ir.types import CacheType, Type, tensor
 from llamac.transform.base import Pass, PassContext, PassResult
+from llamac.transform.pattern import Any, Node, match
 
 from .fuse_qkv import PLUMBING, projection
 
 PAGE = 256
+_SPLIT = Node("transpose", Node("reshape", Any("flat")))
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,12 @@ class LowerKvCache(Pass):
     requires = (MODEL,)
     produces = LOWERING
     dtype: str = "f16"
+    page: int = PAGE
 
     def run(self, module: Module, context: PassContext) -> PassResult:
         if self.dtype not in ("f32", "f16", "bf16"):
             raise LlamacError("LLC0502", "dtype", f"the cache can be f32, f16 or bf16, not '{self.dtype}'")
-        lowering = _Lowering(module.step, self.dtype)
+        lowering = _Lowering(module.step, self.dtype, self.page)
         module.graphs["step"] = lowering.run()
         return PassResult({"attention": lowering.layer})
 
@@ -47,6 +50,7 @@ class LowerKvCache(Pass):
 class _Lowering:
     old: Graph
     dtype: str
+    page: int
     layer: int = 0
     mapped: dict[Value, Value] = field(default_factory=dict)
     skipped: set[Op] = field(default_factory=set)
@@ -55,9 +59,12 @@ class _Lowering:
         attentions = [op for op in self.old.ops if op.opcode == "attention"]
         self.new = Graph("step", self._arguments(attentions))
         self.cache = self.new.argument("cache")
-        self.mapped[self.old.argument("ids")] = self.new.argument("token_ids")
-        self.mapped[self.old.argument("positions")] = self.new.argument("positions")
+        for old, new in (("ids", "token_ids"), ("positions", "positions")):
+            if old not in (a.name for a in self.old.arguments):
+                raise LlamacError("LLC0505", "@step", f"has no argument %{old}", "this is not a captured step")
+            self.mapped[self.old.argument(old)] = self.new.argument(new)
         last_norm = self._last_norm()
+        self._check_outputs(attentions)
         for op in attentions:
             self._mark_plumbing(op)
         for op in self.old.ops:
@@ -73,14 +80,14 @@ class _Lowering:
             op.drop_operands()
         return self.new
 
-    def _arguments(self, attentions: list[Op]) -> list[tuple[str, object]]:  # type: ignore[type-arg]
+    def _arguments(self, attentions: list[Op]) -> list[tuple[str, Type]]:
         tokens, rows = symbol("T"), symbol("R")
         if not attentions:
             raise LlamacError("LLC0505", "@step", "has no attention to lower", "run fuse-gqa first")
         heads = attentions[0].operands[1].tensor.shape
         kv_heads, head_dim = heads[0], heads[2]
         assert isinstance(kv_heads, int) and isinstance(head_dim, int)
-        cache = CacheType(len(attentions), kv_heads, head_dim, PAGE, DTYPES[self.dtype])
+        cache = CacheType(len(attentions), kv_heads, head_dim, self.page, DTYPES[self.dtype])
         return [
             ("token_ids", tensor(tokens, I32)),
             ("positions", tensor(tokens, I32)),
@@ -98,6 +105,13 @@ class _Lowering:
             value = value.producer.operands[0] if value.producer.opcode in ("cast", "linear") else None
         raise LlamacError("LLC0505", "head", "the logits are not a projection of a final norm")
 
+    def _check_outputs(self, attentions: list[Op]) -> None:
+        """Beside the logits only keys and values may be returned: the cache holds them."""
+        state = {v for op in attentions for v in op.operands[1:3]}
+        for value in self.old.outputs[1:]:
+            if value not in state:
+                raise LlamacError("LLC0505", "@step", f"returns {value!r}, which is neither logits nor keys or values")
+
     def _mark_plumbing(self, attention: Op) -> None:
         """The reshapes and rotations between projections and attention, and those after it, are part of the kernels."""
         stack = list(attention.operands[:3])
@@ -107,16 +121,21 @@ class _Lowering:
                 self.skipped.add(op)
                 stack.append(op.operands[-1 if op.opcode == "concat" else 0])
         result = attention.result
-        for opcode in ("transpose", "reshape"):
-            (user,) = result.users or (None,)
-            if user is None or user.opcode != opcode:
-                raise LlamacError("LLC0505", attention.location, f"expected {opcode} after the attention")
+        heads, tokens, h = attention.result.tensor.shape
+        shapes = {"transpose": (tokens, heads, h), "reshape": (tokens, heads * h)}
+        for opcode, shape in shapes.items():
+            user = next(iter(result.users)) if len(result.users) == 1 else None
+            if user is None or user.opcode != opcode or user.result.tensor.shape != shape:
+                reason = f"expected one use of the attention, a {opcode} to {list(shape)}"
+                raise LlamacError("LLC0505", attention.location, reason)
             self.skipped.add(user)
             result = user.result
         self.mapped[attention.result] = result
 
     def _attention(self, op: Op) -> None:
         self._check_past(op)
+        if op.operands[3] is not self.old.argument("positions"):
+            raise LlamacError("LLC0505", op.location, "the mask is not that of %positions")
         heads = op.operands[0].tensor.shape[0]
         assert isinstance(heads, int)
         cos, sin = self._tables(op)
@@ -132,7 +151,8 @@ class _Lowering:
         for operand, name in ((op.operands[1], "past_k"), (op.operands[2], "past_v")):
             joined = operand.producer
             wanted = f"{name}.{self.layer}"
-            if joined is None or joined.opcode != "concat" or joined.operands[0].name != wanted:
+            is_joined = joined is not None and joined.opcode == "concat" and len(joined.operands) == 2
+            if joined is None or not is_joined or joined.operands[0].reference != f"%{wanted}":
                 raise LlamacError("LLC0505", op.location, f"the keys and values are not appended to %{wanted}")
 
     def _tables(self, op: Op) -> tuple[Value, Value]:
@@ -147,13 +167,34 @@ class _Lowering:
         return self._value(q.operands[1]), self._value(q.operands[2])
 
     def _qkv(self, op: Op) -> Value:
-        linears = [projection(v) for v in op.operands[:3]]
-        values = [self._value(found.result) for found in linears if found is not None]
-        if len(values) != 3:
-            raise LlamacError("LLC0505", op.location, "q, k and v are not plain projections")
-        if len(set(values)) == 1:
-            return values[0]
-        return self._op("concat", *values, at=op, axis=-1)
+        flat = [self._flat(op, v) for v in op.operands[:3]]
+        if all(v.producer is not None and v.producer.opcode == "linear" for v in flat):
+            return self._op("concat", *map(self._value, flat), at=op, axis=-1)
+        linear, start = projection(flat[0]), 0
+        for v in flat:
+            stop, cut = start + _width(v), v.producer
+            bounds = (cut.operands[0], cut.attributes["start"], cut.attributes["stop"]) if cut is not None else ()
+            if linear is None or cut is None or cut.opcode != "slice" or bounds != (linear.result, start, stop):
+                raise LlamacError("LLC0505", op.location, "q, k and v are not projections, or the parts of one in order")
+            start = stop
+        assert linear is not None
+        if start != _width(linear.result):
+            raise LlamacError("LLC0505", op.location, "the joined projection holds more than q, k and v")
+        return self._value(linear.result)
+
+    def _flat(self, op: Op, value: Value) -> Value:
+        """The rows [T, heads * head_dim] that q, k or v is made of by past, rotation and the split into heads alone."""
+        for opcode in ("concat", "rope"):
+            if value.producer is not None and value.producer.opcode == opcode:
+                value = value.producer.operands[-1 if opcode == "concat" else 0]
+        found = match(_SPLIT, value.producer) if value.producer is not None else None
+        if found is not None:
+            heads, tokens, h = value.tensor.shape
+            order, flat = found.root.attributes["permutation"], found["flat"]
+            joined = (tokens, heads * h)
+            if flat.producer is not None and order == (1, 0, 2) and flat.tensor.shape == joined:
+                return flat
+        raise LlamacError("LLC0505", op.location, "q, k and v are not plain projections split into heads")
 
     def _copy(self, op: Op) -> None:
         made = self._multi(op.opcode, *(self._value(v) for v in op.operands), at=op, **op.attributes)
@@ -169,3 +210,9 @@ class _Lowering:
         made = make_op(opcode, operands, attributes, at.location)
         self.new.ops.append(made)
         return made
+
+
+def _width(value: Value) -> int:
+    width = value.tensor.shape[-1]
+    assert isinstance(width, int)
+    return width

@@ -4,7 +4,9 @@ Before: `%y = linear %x, @w {format = "i4g32s16"}`
 After:  `@w.packed = pack @w.quants, @w.scales {format}`, `%q, %s, %t = quantize_rows %x`,
         `%y = linear_grouped %q, %s, %t, @w.packed {format, rows, columns}`
 
-Norm weights become f32, the dtype that the norm is computed in. Must not fire before select-kernels.
+Norm weights become f32, the dtype that the norm is computed in. A gate and up that are separate products (their weights
+are stored differently) become the columns of one `concat`, written in place: `swiglu` reads both from one row. Must not
+fire before select-kernels.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ class PackWeights(Pass):
     requires = (LOWERING,)
 
     def run(self, module: Module, context: PassContext) -> PassResult:
-        counts = {"linear": 0, "embedding": 0, "norm": 0, "cast": 0}
+        counts = {"linear": 0, "embedding": 0, "norm": 0, "cast": 0, "swiglu": 0}
         for graph in module.graphs.values():
             rewriter = Rewriter(module, graph)
             for op in list(graph.ops):
@@ -55,7 +57,20 @@ def _pack(rewriter: Rewriter, op: Op) -> str | None:
         weight = op.operands[1]
         op.set_operand(1, rewriter.weight(f"{weight.name}.f32", "cast", weight, dtype=F32))
         return "norm"
+    if op.opcode == "swiglu" and len(op.operands) == 2:
+        rewriter.replace(op.result, rewriter.op("swiglu", _side_by_side(rewriter, op)))
+        return "swiglu"
     return None
+
+
+def _side_by_side(rewriter: Rewriter, swiglu: Op) -> Value:
+    """Gate and up as columns of one value; each must be a product that nothing else uses."""
+    for value in swiglu.operands:
+        producer = value.producer
+        if producer is None or producer.opcode not in ("linear_dense", "linear_grouped") or sum(value.users.values()) != 1:
+            reason = "gate and up are not two products that only the activation uses"
+            raise LlamacError("LLC0505", swiglu.location, reason)
+    return rewriter.op("concat", *swiglu.operands, axis=-1)
 
 
 def _format(op: Op) -> WeightFormat:
@@ -94,6 +109,6 @@ def _embedding(rewriter: Rewriter, op: Op) -> None:
     found = rewriter.op("embed_rows", ids, packed, format=fmt.name, rows=rows, columns=columns)
     # The lookup gives f32 whatever the table holds, so the cast that followed it is gone.
     for user in list(op.result.users):
-        if user.opcode == "cast":
+        if user.opcode == "cast" and user.result.type == found.type:
             rewriter.replace(user.result, found)
     rewriter.replace(op.result, found)

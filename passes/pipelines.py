@@ -23,7 +23,7 @@ from .fuse_residual import FuseResidual
 from .fuse_rms_norm import FuseRmsNorm
 from .fuse_rope import FuseRope
 from .fuse_swiglu import FuseSwiglu
-from .lower_kv_cache import LowerKvCache
+from .lower_kv_cache import PAGE, LowerKvCache
 from .pack_weights import PackWeights
 from .plan_memory import PlanMemory
 from .quantize_fp8 import QuantizeFp8
@@ -112,10 +112,10 @@ def join_projections(layers: int, uniform: bool) -> list[Step]:
     ]
 
 
-def lower_to_cpu(layers: int, kv_dtype: str, max_tokens: int) -> list[Step]:
+def lower_to_cpu(layers: int, kv_dtype: str, max_tokens: int, page: int) -> list[Step]:
     """Model -> kernel, for the CPU backend."""
     return [
-        Step(LowerKvCache(kv_dtype), {"attention": layers}),
+        Step(LowerKvCache(kv_dtype, page), {"attention": layers}),
         Step(SelectKernels()),
         Step(PackWeights(), {}),
         Step(FuseResidual(), {"residual": 2 * layers}),
@@ -128,12 +128,14 @@ def lower_to_cpu(layers: int, kv_dtype: str, max_tokens: int) -> list[Step]:
     ]
 
 
-def cpu_pipeline(layers: int, q: Quantization, kv_dtype: str, max_tokens: int, uniform: bool = True) -> list[Step]:
-    """Everything between capture and C."""
+def cpu_pipeline(
+    layers: int, q: Quantization, kv_dtype: str, max_tokens: int, uniform: bool = True, page: int = PAGE
+) -> list[Step]:
+    """Everything between capture and C. `uniform` says that no layer mixes schemes; `page` is the cache's page size."""
     return [
         *raise_and_fuse(layers),
         *optimize_model(),
         *quantize(q),
         *join_projections(layers, uniform or q.scheme not in ("keep", "fp8")),
-        *lower_to_cpu(layers, kv_dtype, max_tokens),
+        *lower_to_cpu(layers, kv_dtype, max_tokens, page),
     ]

@@ -21,6 +21,8 @@ from llamac.ir.types import CacheType
 from llamac.transform.base import Pass, PassContext, PassResult
 
 _RESIDUAL = {"linear_dense": 2, "linear_grouped": 4}
+_UPDATED = {"call": 0, "rope_append": 1}
+"""Opcode -> the operand that it updates in place."""
 
 
 @dataclass(frozen=True)
@@ -111,15 +113,17 @@ class _Planner:
 
     def _in_place(self, op: Op, result: Value, index: int) -> Value | None:
         """The operand whose memory this result takes over, or None."""
-        if op.opcode == "call":
-            return op.operands[0]
-        if op.opcode == "rope_append":
-            return op.operands[1]
+        if op.opcode in _UPDATED:
+            taken = op.operands[_UPDATED[op.opcode]]
+            if self.last_use[taken] != index or taken in self.graph.outputs:
+                raise LlamacError("LLC0505", op.location, f"{op.opcode} updates {taken!r} in place, which has a later use")
+            return taken
         at = _RESIDUAL.get(op.opcode)
         if at is None or len(op.operands) <= at:
             return None
         residual = op.operands[at]
-        if isinstance(residual, Weight) or self.last_use[residual] != index or self.place[residual] == EXTERNAL:
+        is_free = self.last_use[residual] == index and residual not in self.graph.outputs
+        if isinstance(residual, Weight) or not is_free or self.place[residual] == EXTERNAL:
             return None
         return residual
 

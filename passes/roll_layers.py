@@ -125,8 +125,9 @@ def _signature(
     lines = []
     for op in ops:
         attributes = tuple(sorted((k, repr(v)) for k, v in op.attributes.items() if k != "layer"))
-        own = "layer" in op.attributes and op.attributes["layer"] != number
-        lines.append((op.opcode, own, attributes, tuple(map(name, op.operands))))
+        # Only a layer's own number may become the argument of the function.
+        layer = op.attributes.get("layer")
+        lines.append((op.opcode, "own" if layer == number else repr(layer), attributes, tuple(map(name, op.operands))))
     return (tuple(lines), tuple(outputs))
 
 
@@ -166,7 +167,8 @@ def _function(name: str, layer: _Layer) -> Graph:
     graph = Graph(name, list(zip([*names, *roles], types, strict=True)))
     mapped: dict[Value, Value] = dict(zip((*layer.inputs, *layer.weights), graph.arguments, strict=True))
     for op in layer.ops:
-        attributes = {k: symbol("layer") if k == "layer" else v for k, v in op.attributes.items()}
+        is_own = op.attributes.get("layer") == layer.number
+        attributes = {k: symbol("layer") if k == "layer" and is_own else v for k, v in op.attributes.items()}
         location = op.location.replace(f"layers.{layer.number}", "layers", 1)
         made = make_op(op.opcode, tuple(mapped[v] for v in op.operands), attributes, location)
         graph.ops.append(made)

@@ -44,7 +44,8 @@ def choose_format(weight: Value) -> str:
     """The packed format that holds exactly the values of `weight`."""
     producer = weight.producer
     if producer is None or producer.opcode != "dequantize":
-        name = weight.tensor.dtype.name
+        # e4m3fn without scales is no format of its own; its values need not fit any other.
+        name = weight.tensor.dtype.name if weight.tensor.dtype is not E4M3FN else "e4m3fn without row scales"
     else:
         quants, scale, *minimum = (v.tensor for v in producer.operands)
         if quants.dtype is E4M3FN:

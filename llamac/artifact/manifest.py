@@ -118,6 +118,7 @@ SCHEMA: tuple[Key, ...] = (
     Key("golden.vectors[].top", "list", "largest logits after the prompt, as [id, logit] pairs"),
     Key("golden.vectors[].top[]", "list", "one pair"),
     Key("golden.vectors[].top[][]", "number", "the id, then the logit"),
+    Key("certificate", "object?", "translation validation of the passes, null when it was off", optional=True),
     Key("ledger", "list", "every default taken and everything left undone"),
     Key("ledger[]", "object", "one entry"),
     Key("ledger[].kind", "text", "kind of entry"),

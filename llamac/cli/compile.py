@@ -55,6 +55,7 @@ class ByteSize(click.ParamType):
 @click.option("--golden", metavar="FILE", help="Golden vectors from an outside oracle, for `llamac verify`.")
 @click.option("--no-tokenizer", is_flag=True, help="Compile a source that has none; the artifact takes token ids.")
 @click.option("--strict", is_flag=True, help="Refuse to leave anything out: such ledger entries become errors.")
+@click.option("--validate/--no-validate", default=True, help="Check every pass on a shrunken model. [default: on]")
 @json_option
 def command(source: str, target: str, output: str | None, as_json: bool, **options: Any) -> None:
     """Compile SOURCE into one .llamac file.
@@ -104,6 +105,7 @@ def _compile(source: str, target: str, output: str, options: dict[str, Any]) -> 
             golden=options["golden"],
             tokenizer=not options["no_tokenizer"],
             strict=options["strict"],
+            validate=options["validate"],
             progress=progress,
         )
 

@@ -28,8 +28,9 @@ def command(artifact: str, threads: int | None, target: str | None, hashes_only:
       llamac verify m.llamac --hashes-only        # an artifact for another machine, or one you do not trust yet
 
     First every byte is compared with its hash (nothing is run). Only then the golden vectors are replayed: the greedy
-    ids and the largest logits after each recorded prompt, within a stated tolerance. Exit code 0: all is well;
-    2: damaged bytes, or no code for this machine; 1: the golden vectors disagree.
+    ids and the largest logits after each recorded prompt, within a stated tolerance. Where the compiler is installed
+    (llamac[compile]) the pass certificate is replayed too: every pass before and after, on the shrunken model. Exit
+    code 0: all is well; 2: damaged bytes, or no code for this machine; 1: golden vectors or certificate disagree.
     """
     from llamac.artifact.verify import verify_file
 
@@ -38,10 +39,13 @@ def command(artifact: str, threads: int | None, target: str | None, hashes_only:
     verdicts: list[Verdict] = []
     if not findings and not hashes_only:
         verdicts = _replay(artifact, threads, target)
+    certificate = "not replayed" if findings or hashes_only else _replay_certificate(artifact)
     if as_json:
-        _print_json(findings, verdicts, hashes_only)
+        _print_json(findings, verdicts, hashes_only, certificate)
     else:
         _print_text(artifact, findings, verdicts, hashes_only)
+        if not findings:
+            click.echo(f"pass certificate: {certificate}")
     return _exit_code(artifact, findings, verdicts)
 
 
@@ -53,11 +57,28 @@ def _replay(artifact: str, threads: int | None, target: str | None) -> list[Verd
         return replay(model)
 
 
-def _print_json(findings: list[Finding], verdicts: list[Verdict], hashes_only: bool) -> None:
+def _replay_certificate(artifact: str) -> str:
+    """Run the recorded validation again; in words what came of it (LLC0507 when a pass is wrong)."""
+    from llamac.artifact.read import Artifact
+
+    with Artifact.open(artifact) as opened:
+        recorded = opened.manifest.get("certificate")
+    if recorded is None:
+        return "absent: the file was compiled with --no-validate"
+    try:
+        from llamac.certificate import replay
+    except ImportError:
+        return 'not replayed: the compiler is not installed (pip install "llamac[compile]")'
+    verdicts = replay(recorded)
+    return f"{len(verdicts)} passes and checks hold on the shrunken model, seed {recorded['seed']}"
+
+
+def _print_json(findings: list[Finding], verdicts: list[Verdict], hashes_only: bool, certificate: str) -> None:
     result: dict[str, Any] = {
         "passed": not findings and all(verdict.passed for verdict in verdicts),
         "findings": [finding.to_json() for finding in findings],
         "golden": None if hashes_only or findings else [verdict.to_json() for verdict in verdicts],
+        "certificate": certificate,
     }
     print_json(result)
 

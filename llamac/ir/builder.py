@@ -7,20 +7,18 @@ from contextlib import contextmanager
 
 from llamac.errors import LlamacError
 
-from .definition import OpError, Signature
+from .definition import OpError
 from .dims import DimLike
 from .dtypes import DType
 from .graph import Attribute, Graph, Module, Op, Value, Weight, WeightSource
-from .registry import find_op
+from .registry import infer_types
 from .types import TensorType, Type
 
 
 def make_op(opcode: str, operands: tuple[Value, ...], attributes: dict[str, Attribute], location: str = "") -> Op:
     """A well-typed op (LLC0402 with the location when it is not)."""
     try:
-        definition = find_op(opcode)
-        definition.check_signature(len(operands), attributes)
-        types = definition.infer(Signature([v.type for v in operands], attributes))
+        types = infer_types(opcode, [v.type for v in operands], attributes)
     except OpError as error:
         raise LlamacError("LLC0402", location or opcode, f"{opcode}: {error}") from None
     return Op(opcode, operands, attributes, types, location)

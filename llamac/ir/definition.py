@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,13 @@ class Signature:
             raise OpError(f"operand {index} must be a kv_cache, not {found}")
         return found
 
+    def ranked(self, index: int, rank: int) -> TensorType:
+        """Operand `index`, which must be a tensor of `rank`."""
+        found = self.tensor(index)
+        if found.rank != rank:
+            raise OpError(f"operand {index} must have rank {rank}, not {found}")
+        return found
+
     def tensors(self) -> list[TensorType]:
         return [self.tensor(i) for i in range(len(self.types))]
 
@@ -59,6 +66,12 @@ class Signature:
         if not isinstance(value, tuple):
             raise OpError(f"attribute '{name}' must be a list of dimensions")
         return tuple(d for d in value if isinstance(d, int | Dim))
+
+    def positive(self, name: str) -> int:
+        value = self.integer(name)
+        if value < 1:
+            raise OpError(f"attribute '{name}' must be positive, not {value}")
+        return value
 
     def text(self, name: str) -> str:
         return str(self.attributes[name])
@@ -148,7 +161,6 @@ class OpDefinition:
     summary: str
     rows: RowRule | None = None
     commutative: bool = False
-    kinds: frozenset[str] = field(default_factory=frozenset)
 
     def check_signature(self, operand_count: int, attributes: Mapping[str, Attribute]) -> None:
         """Raise `OpError` for a wrong operand count or for missing, unknown or ill-typed attributes."""
@@ -167,11 +179,23 @@ class OpDefinition:
                 raise OpError(f"has no attribute '{name}'{did_you_mean(name, self.attributes)}")
 
 
+def check_type(type: Type) -> None:
+    """Raise `OpError` for a type that no value can have."""
+    if isinstance(type, TensorType):
+        if any(isinstance(d, int) and d < 0 for d in type.shape):
+            raise OpError(f"{type} has a negative dimension")
+    elif min(type.layers, type.kv_heads, type.head_dim, type.page) < 1 or not type.dtype.is_float:
+        raise OpError(f"{type} must hold a positive number of floats")
+
+
+def _is_int(value: Attribute) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _fits(value: Attribute, kind: str) -> bool:
-    is_int = isinstance(value, int) and not isinstance(value, bool)
     match kind:
         case "int":
-            return is_int
+            return _is_int(value)
         case "float":
             return isinstance(value, float)
         case "str":
@@ -181,11 +205,11 @@ def _fits(value: Attribute, kind: str) -> bool:
         case "dtype":
             return isinstance(value, DType)
         case "dim":
-            return is_int or isinstance(value, Dim)
+            return _is_int(value) or isinstance(value, Dim)
         case "dims":
-            return isinstance(value, tuple) and all(isinstance(v, int | Dim) for v in value)
+            return isinstance(value, tuple) and all(_is_int(v) or isinstance(v, Dim) for v in value)
         case "ints":
-            return isinstance(value, tuple) and all(isinstance(v, int) for v in value)
+            return isinstance(value, tuple) and all(_is_int(v) for v in value)
         case "floats":
             return isinstance(value, tuple) and all(isinstance(v, float) for v in value)
     raise AssertionError(kind)

@@ -8,6 +8,8 @@ from typing import Union
 
 from llamac.errors import LlamacError
 
+from .dtypes import DTYPES
+
 Monomial = tuple[str, ...]
 """Symbol names in sorted order, repeated for powers; () is the constant term."""
 
@@ -61,6 +63,12 @@ class Dim:
     __repr__ = __str__
 
     @property
+    def lone_symbol(self) -> str | None:
+        """The name when this dimension is one symbol and nothing else."""
+        (monomial, count), *others = self.terms
+        return monomial[0] if not others and count == 1 and len(monomial) == 1 else None
+
+    @property
     def symbols(self) -> frozenset[str]:
         """The names this dimension depends on."""
         return frozenset(name for monomial, _ in self.terms for name in monomial)
@@ -69,8 +77,14 @@ class Dim:
 DimLike = Union[int, Dim]
 
 
+_RESERVED = frozenset({"x", "true", "false", "inf", "nan", *DTYPES})
+"""Words that mean something else where a dimension may stand."""
+
+
 def symbol(name: str) -> Dim:
-    """The dimension that is just the symbol `name`."""
+    """The dimension that is just the symbol `name` (LLC0401 when the name could not be read back)."""
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or name in _RESERVED:
+        raise LlamacError("LLC0401", "dimension", f"'{name}' cannot name a dimension")
     return Dim({(name,): 1})
 
 

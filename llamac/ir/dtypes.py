@@ -70,5 +70,6 @@ def _round_bf16(values: np.ndarray) -> np.ndarray:
     # ml_dtypes converts element by element; this is the same rounding on whole words, several times faster.
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
-    special = (bits & 0x7F800000) == 0x7F800000
-    return np.where(special, bits & np.uint32(0xFFFF0000), rounded).view(np.float32)
+    # A NaN stays one even when its payload lies in the bits that are cut off; infinities round to themselves.
+    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    return np.where(is_nan, (bits | 0x00400000) & np.uint32(0xFFFF0000), rounded).view(np.float32)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Union
 
-from .dims import Dim, DimLike
+from .dims import Dim
 from .dtypes import DType
 from .types import CacheType, TensorType, Type
 
 AttributeItem = Union[int, float, str, Dim]
 Attribute = Union[bool, int, float, str, Dim, DType, tuple[AttributeItem, ...]]
+
+NAME = re.compile(r"[\w.\-]+")
+"""What the text form can hold as a name of a weight, a graph or an argument."""
 
 
 class Value:
@@ -232,8 +236,3 @@ class Module:
                 del self.weights[name]
                 removed += 1
         return removed
-
-
-def shape_of(value: Value) -> tuple[DimLike, ...]:
-    """The shape of a tensor value."""
-    return value.tensor.shape

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from llamac.errors import LlamacError
+from llamac.errors import LlamacError, did_you_mean
 
 from .definition import Array, Evaluation
 from .dims import Dim
 from .dtypes import widen
 from .evaluator import RowReader, WeightEvaluator, refuse_file_weights
-from .graph import Graph, Module, Value, Weight
+from .graph import DataSource, Graph, Module, Op, Value, Weight
 from .ops.cache_ops import CacheState
 from .registry import find_op
-from .types import TensorType
+from .types import CacheType, TensorType
 
 
 class Interpreter:
@@ -34,23 +34,44 @@ class Interpreter:
 
     def run(self, inputs: Mapping[str, Any], graph: str = "step") -> list[Any]:
         """The outputs of `graph` for named inputs; the symbols of its argument types are bound from their shapes."""
+        if graph not in self.module.graphs:
+            hint = did_you_mean(graph, self.module.graphs)
+            raise LlamacError("LLC0406", f"@{graph}", f"the module has no such graph{hint}")
         target = self.module.graphs[graph]
-        missing = [a.name for a in target.arguments if a.name not in inputs]
-        if missing:
+        names = [a.name for a in target.arguments]
+        if missing := [name for name in names if name not in inputs]:
             raise LlamacError("LLC0406", f"@{graph}", f"inputs are missing: {', '.join(missing)}")
+        if unknown := [name for name in inputs if name not in names]:
+            hint = did_you_mean(unknown[0], names)
+            raise LlamacError("LLC0406", f"@{graph}", f"there is no input '{unknown[0]}'{hint}")
         return self._run(target, [inputs[a.name] for a in target.arguments], {})
+
+    def override(self, name: str, value: Array) -> None:
+        """Use `value`, in the weight's shape, instead of what weight `name` is defined as."""
+        weight = self.module.weights[name]
+        self._weights[weight] = self._widened(value, weight.tensor)
 
     def _run(self, graph: Graph, inputs: list[Any], symbols: Mapping[str, int]) -> list[Any]:
         bound = dict(symbols)
-        values: dict[Value, Any] = {}
         for argument, given in zip(graph.arguments, inputs, strict=True):
-            values[argument] = self._input(argument, given, bound, graph)
+            _bind(argument, given, bound)
+        values: dict[Value, Any] = {
+            argument: self._input(argument, given, bound, graph)
+            for argument, given in zip(graph.arguments, inputs, strict=True)
+        }
         last_use = {v: i for i, op in enumerate(graph.ops) for v in op.operands}
         kept = set(graph.outputs)
+        constant: set[Value] = set()
         for index, op in enumerate(graph.ops):
             arguments = [self._value(v, values) for v in op.operands]
             types = [r.type for r in op.results]
-            run = Evaluation(arguments, op.attributes, types, bound, self.exact, self._call)
+            # Tables made of constants alone are data of the model: they have their dtype's values in both modes.
+            fixed = _is_constant(op, constant)
+            if fixed:
+                constant.update(op.results)
+                arguments = [_narrow(a) for a in arguments]
+            exact = self.exact and (not fixed or op.opcode == "constant")
+            run = Evaluation(arguments, op.attributes, types, bound, exact, self._call)
             for result, found in zip(op.results, find_op(op.opcode).evaluate(run), strict=True):
                 values[result] = found
             for v in op.operands:
@@ -73,17 +94,40 @@ class Interpreter:
             return array
         return widen(array).astype(np.float64 if self.exact else np.float32)
 
-    def _input(self, argument: Value, given: Any, symbols: dict[str, int], graph: Graph) -> Any:
-        if isinstance(given, CacheState):
+    def _input(self, argument: Value, given: Any, symbols: Mapping[str, int], graph: Graph) -> Any:
+        where, type = f"@{graph.name}", argument.type
+        if isinstance(type, CacheType) or isinstance(given, CacheState):
+            if not isinstance(given, CacheState) or given.type != type:
+                raise LlamacError("LLC0406", where, f"{argument!r} was given {getattr(given, 'type', 'no cache')}")
             return given
-        type = argument.tensor
         array = np.asarray(given)
-        if array.ndim != type.rank:
-            raise LlamacError("LLC0406", f"@{graph.name}", f"{argument!r} was given shape {array.shape}")
-        for dim, length in zip(type.shape, array.shape, strict=True):
-            if isinstance(dim, Dim) and len(dim.symbols) == 1 and str(dim) not in symbols and str(dim) in dim.symbols:
-                symbols[str(dim)] = length
-        if type.concrete_shape(symbols) != array.shape:
-            raise LlamacError("LLC0406", f"@{graph.name}", f"{argument!r} was given shape {array.shape}")
+        try:
+            shape = type.concrete_shape(symbols)
+        except KeyError as error:
+            raise LlamacError("LLC0406", where, f"{argument!r}: no argument gives {error.args[0]} a value") from None
+        if shape != array.shape:
+            values = ", ".join(f"{name} = {value}" for name, value in sorted(symbols.items()))
+            reason = f"{argument!r} was given shape {array.shape}{f' with {values}' if values else ''}"
+            raise LlamacError("LLC0406", where, reason)
         kind = (np.float64 if self.exact else np.float32) if type.dtype.is_float else type.dtype.storage
         return array.astype(kind)
+
+
+def _bind(argument: Value, given: Any, symbols: dict[str, int]) -> None:
+    """Give the symbols that are whole dimensions of `argument` the lengths of `given`; the first one to come counts."""
+    if isinstance(argument.type, TensorType):
+        for dim, length in zip(argument.type.shape, np.shape(given), strict=False):
+            name = dim.lone_symbol if isinstance(dim, Dim) else None
+            if name is not None:
+                symbols.setdefault(name, length)
+
+
+def _is_constant(op: Op, constant: set[Value]) -> bool:
+    fixed = all(isinstance(r.type, TensorType) and all(isinstance(d, int) for d in r.type.shape) for r in op.results)
+    return fixed and all(
+        v in constant or (isinstance(v, Weight) and isinstance(v.source, DataSource)) for v in op.operands
+    )
+
+
+def _narrow(array: Array) -> Array:
+    return array.astype(np.float32) if array.dtype == np.float64 else array

@@ -8,12 +8,12 @@ from typing import NoReturn
 
 from llamac.errors import LlamacError, did_you_mean
 
-from .definition import OpError, Signature
-from .dims import DimLike, parse_dim
+from .definition import OpError, check_type
+from .dims import Dim, DimLike, parse_dim
 from .dtypes import DTYPES, DType
 from .graph import Attribute, AttributeItem, DataSource, FileSource, Graph, Module, Op, Value, Weight, WeightSource
 from .levels import LEVELS
-from .registry import find_op
+from .registry import infer_types
 from .types import CacheType, TensorType, Type
 
 _TOKEN = re.compile(
@@ -112,6 +112,7 @@ class _Parser:
         self.expect("at")
         level = self.expect_kind("word")
         if level not in LEVELS:
+            self.index -= 1
             self.fail(f"unknown level '{level}'{did_you_mean(level, LEVELS)}")
         module = Module(name, level)
         self.expect("{")
@@ -154,22 +155,40 @@ class _Parser:
         self.weights[name] = module.add_weight(weight)
 
     def _source(self) -> WeightSource | None:
+        start = self.tokens[self.index].offset
         if self.take("file"):
-            found = self._attributes()
-            return FileSource(str(found.get("tensor", "")), str(found.get("encoding", "")))
+            return FileSource(*self._texts(start, "tensor", "encoding"))
         if self.take("data"):
+            (digits,) = self._texts(start, "hex")
             try:
-                return DataSource(bytes.fromhex(str(self._attributes().get("hex", ""))))
+                return DataSource(bytes.fromhex(digits))
             except ValueError:
-                self.fail("data needs an even number of hex digits")
+                self._fail_at(start, "data needs an even number of hex digits")
         return None
 
+    def _texts(self, start: int, *names: str) -> list[str]:
+        """The values of exactly the attributes `names`, all text."""
+        found = self._attributes()
+        for name in found:
+            if name not in names:
+                self._fail_at(start, f"a source has no attribute '{name}'{did_you_mean(name, names)}")
+        values = [found.get(name) for name in names]
+        if not all(isinstance(value, str) for value in values):
+            self._fail_at(start, f"a source needs {' and '.join(names)}, as text")
+        return [str(value) for value in values]
+
     def _graph(self, module: Module) -> None:
+        start = self.tokens[self.index].offset
         name = self._symbol("@")
+        if name in module.graphs:
+            self._fail_at(start, f"graph @{name} is defined twice")
         self.expect("(")
         arguments: list[tuple[str, Type]] = []
         while not self.take(")"):
             argument = self._symbol("%")
+            if argument in (taken for taken, _ in arguments):
+                self.index -= 1
+                self.fail(f"argument %{argument} is given twice")
             self.expect(":")
             arguments.append((argument, self.type()))
             if not self.peek(")"):
@@ -186,8 +205,6 @@ class _Parser:
         if [v.type for v in graph.outputs] != declared:
             self.fail(f"graph @{name} returns ({', '.join(str(v.type) for v in graph.outputs)})")
         self.expect("}")
-        if name in module.graphs:
-            self.fail(f"graph @{name} is defined twice")
         module.add_graph(graph)
 
     def _types_in_parentheses(self) -> list[Type]:
@@ -229,7 +246,7 @@ class _Parser:
         if token.kind not in ("word", "string"):
             self.fail(f"expected a location, found '{token.text}'")
         self.index += 1
-        return token.text
+        return _unquoted(token.text) if token.kind == "string" else token.text
 
     def _operation(self) -> Op:
         start = self.tokens[self.index].offset
@@ -237,9 +254,7 @@ class _Parser:
         operands = self._operands() if self.tokens[self.index].kind == "value" else []
         attributes = self._attributes() if self.peek("{") else {}
         try:
-            definition = find_op(opcode)
-            definition.check_signature(len(operands), attributes)
-            types = definition.infer(Signature([v.type for v in operands], attributes))
+            types = infer_types(opcode, [v.type for v in operands], attributes)
         except OpError as error:
             self._fail_at(start, f"{opcode}: {error}", "LLC0402")
         return Op(opcode, operands, attributes, types)
@@ -267,6 +282,7 @@ class _Parser:
             name = self.expect_kind("word")
             self.expect("=")
             if name in found:
+                self.index -= 2
                 self.fail(f"attribute '{name}' is given twice")
             found[name] = self.attribute()
             if not self.peek("}"):
@@ -287,8 +303,7 @@ class _Parser:
         token = self.tokens[self.index]
         if token.kind == "string":
             self.index += 1
-            body = token.text[1:-1].replace("\\\\", "\0").replace('\\"', '"').replace("\\n", "\n")
-            return body.replace("\0", "\\")
+            return _unquoted(token.text)
         if token.kind == "number":
             self.index += 1
             return float(token.text)
@@ -311,7 +326,7 @@ class _Parser:
             self.index += 1
         text = " ".join(t.text for t in self.tokens[start : self.index])
         try:
-            return parse_dim(text.replace("- ", "-"))
+            return parse_dim(text)
         except LlamacError as error:
             self._fail_at(self.tokens[start].offset, error.reason)
 
@@ -331,6 +346,9 @@ class _Parser:
             dim = self._dim({"x", ">"})
             if isinstance(dim, int) and dim < 0:
                 self.fail(f"a dimension cannot be {dim}")
+            if isinstance(dim, Dim) and dim.lone_symbol and self.peek(">"):
+                self.index -= 1
+                self.fail(f"unknown dtype '{dim}'{did_you_mean(str(dim), DTYPES)}")
             shape.append(dim)
             self.expect("x")
         dtype = DTYPES[self.expect_kind("word")]
@@ -347,8 +365,17 @@ class _Parser:
             self.expect(",")
         dtype = self.expect_kind("word")
         if dtype not in DTYPES:
+            self.index -= 1
             self.fail(f"unknown dtype '{dtype}'{did_you_mean(dtype, DTYPES)}")
         self.expect(">")
-        return CacheType(*numbers, DTYPES[dtype])
+        found = CacheType(*numbers, DTYPES[dtype])
+        try:
+            check_type(found)
+        except OpError as error:
+            self.fail(str(error))
+        return found
 
 
+def _unquoted(text: str) -> str:
+    """The text that a quoted string stands for."""
+    return re.sub(r"\\(.)", lambda escape: "\n" if escape[1] == "n" else escape[1], text[1:-1])

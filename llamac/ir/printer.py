@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from .dims import Dim
 from .dtypes import DType
 from .graph import Attribute, DataSource, FileSource, Graph, Module, Op, Weight
@@ -20,7 +22,8 @@ def print_weight(weight: Weight) -> str:
     """`weight @name : type = source or op`."""
     head = f"weight @{weight.name} : {weight.type} = "
     if isinstance(weight.source, FileSource):
-        return f'{head}file {{tensor = "{weight.source.tensor}", encoding = "{weight.source.encoding}"}}'
+        tensor, encoding = print_attribute(weight.source.tensor), print_attribute(weight.source.encoding)
+        return f"{head}file {{tensor = {tensor}, encoding = {encoding}}}"
     if isinstance(weight.source, DataSource):
         return f'{head}data {{hex = "{weight.source.data.hex()}"}}'
     assert weight.producer is not None
@@ -42,7 +45,7 @@ def print_op(op: Op) -> str:
     """`%0 = opcode %a, @b {name = value} : type in location`."""
     results = ", ".join(r.reference for r in op.results)
     types = ", ".join(str(r.type) for r in op.results)
-    where = f" in {op.location}" if op.location else ""
+    where = f" in {_location(op.location)}" if op.location else ""
     return f"{results} = {_operation(op)} : {types}{where}"
 
 
@@ -54,6 +57,11 @@ def _operation(op: Op) -> str:
         inside = ", ".join(f"{k} = {print_attribute(v)}" for k, v in sorted(op.attributes.items()))
         parts.append(f"{{{inside}}}")
     return " ".join(parts)
+
+
+def _location(location: str) -> str:
+    is_word = re.fullmatch(r"[A-Za-z_][\w.]*", location) and location.partition(".")[0] not in ("inf", "nan")
+    return location if is_word else print_attribute(location)
 
 
 def print_attribute(value: Attribute) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from llamac.errors import did_you_mean
 
-from .definition import OpDefinition, OpError
+from .definition import OpDefinition, OpError, Signature, check_type
+from .graph import Attribute
 from .ops import arithmetic, attention, cache_ops, indexing, linear, normalization, quantized, rotary, shapes, weights
+from .types import Type
 
 _FAMILIES = (
     arithmetic,
@@ -41,3 +44,13 @@ def find_op(name: str) -> OpDefinition:
     if name not in table:
         raise OpError(f"unknown op '{name}'{did_you_mean(name, table)}")
     return table[name]
+
+
+def infer_types(opcode: str, types: Sequence[Type], attributes: Mapping[str, Attribute]) -> list[Type]:
+    """The result types of an op on operands of `types` (OpError when the op is not well formed)."""
+    definition = find_op(opcode)
+    definition.check_signature(len(types), attributes)
+    found = list(definition.infer(Signature(types, attributes)))
+    for result in found:
+        check_type(result)
+    return found

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from llamac.errors import LlamacError
 
-from .definition import OpError, Signature
-from .graph import DataSource, FileSource, Graph, Module, Op, Value, Weight
+from .definition import PLACEMENT, OpError, check_type
+from .dims import Dim
+from .dtypes import DTYPES, U8
+from .gguf_blocks import BLOCKS
+from .graph import NAME, DataSource, FileSource, Graph, Module, Op, Value, Weight
 from .levels import LEVELS, is_legal
-from .registry import find_op
-from .types import CacheType
+from .registry import find_op, infer_types
+from .types import CacheType, TensorType
+
+LAYER = "layer"
+"""The symbol that `call` binds in the graph it runs."""
 
 
 def verify(module: Module) -> None:
     """Raise LLC0403 for the first thing in `module` that is not well formed."""
     if module.level not in LEVELS:
         raise _error("module", f"unknown level '{module.level}'")
+    _verify_names("module", [module.name])
     defined: set[Value] = set()
     for name, weight in module.weights.items():
         _verify_weight(module, name, weight, defined)
         defined.add(weight)
-    for graph in module.graphs.values():
+    for name, graph in module.graphs.items():
+        if graph.name != name:
+            raise _error(f"graph @{name}", f"is entered under another name, @{graph.name}")
         _verify_graph(module, graph, defined)
+        _verify_symbols(graph, is_called=_is_called(module, name))
+    _verify_calls(module)
     _verify_uses(module)
 
 
@@ -28,41 +41,74 @@ def _error(where: str, reason: str) -> LlamacError:
     return LlamacError("LLC0403", where, reason, "this is a malformed graph; `--verify-each` names the pass that made it")
 
 
+def _verify_names(where: str, names: Iterable[str]) -> None:
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise _error(where, f"the name '{name}' has characters that the text form cannot hold")
+
+
 def _verify_weight(module: Module, name: str, weight: Weight, defined: set[Value]) -> None:
     where = f"weight @{name}"
+    _verify_names(where, [name])
     if weight.name != name:
         raise _error(where, f"is entered under another name, @{weight.name}")
     if (weight.source is None) == (weight.producer is None):
         raise _error(where, "needs either a source or a defining op")
+    if not all(isinstance(d, int) and d >= 0 for d in weight.tensor.shape):
+        raise _error(where, f"has no fixed shape: {weight.type}")
     if isinstance(weight.source, DataSource):
         count = 1
         for dim in weight.tensor.shape:
             count *= dim if isinstance(dim, int) else 0
         if len(weight.source.data) != count * weight.tensor.dtype.storage.itemsize:
             raise _error(where, f"holds {len(weight.source.data)} bytes, which is not a {weight.type}")
-    if isinstance(weight.source, FileSource) and not all(isinstance(d, int) for d in weight.tensor.shape):
-        raise _error(where, "has a symbolic shape")
+    if isinstance(weight.source, FileSource):
+        _verify_encoding(where, weight, weight.source.encoding)
     if weight.producer is not None:
-        for operand in weight.producer.operands:
-            if not isinstance(operand, Weight):
-                raise _error(where, f"is defined from {operand.reference}, which is not a weight")
-        if find_op(weight.producer.opcode).rows is None:
-            raise _error(where, f"op {weight.producer.opcode} cannot define a weight")
-        _verify_op(module, weight.producer, defined, where)
+        _verify_definition(module, weight, weight.producer, defined, where)
+
+
+def _verify_encoding(where: str, weight: Weight, encoding: str) -> None:
+    expected = U8 if encoding in BLOCKS else DTYPES.get(encoding)
+    if expected is None:
+        raise _error(where, f"unknown encoding '{encoding}'")
+    if weight.tensor.dtype is not expected:
+        raise _error(where, f"is a {weight.type}, but {encoding} is read as {expected}")
+
+
+def _verify_definition(module: Module, weight: Weight, op: Op, defined: set[Value], where: str) -> None:
+    for operand in op.operands:
+        if not isinstance(operand, Weight):
+            raise _error(where, f"is defined from {operand.reference}, which is not a weight")
+    if op.results != [weight]:
+        raise _error(where, f"is not the result of the {op.opcode} that defines it")
+    _verify_op(module, op, defined, where)
+    if find_op(op.opcode).rows is None:
+        raise _error(where, f"op {op.opcode} cannot define a weight")
 
 
 def _verify_graph(module: Module, graph: Graph, weights: set[Value]) -> None:
+    where = f"graph @{graph.name}"
     names = [a.name for a in graph.arguments]
+    _verify_names(where, [graph.name, *names])
     if len(set(names)) != len(names):
-        raise _error(f"graph @{graph.name}", "has two arguments of one name")
+        raise _error(where, "has two arguments of one name")
+    for argument in graph.arguments:
+        try:
+            check_type(argument.type)
+        except OpError as error:
+            raise _error(where, f"{argument.reference}: {error}") from None
     defined = weights | set(graph.arguments)
     for op in graph.ops:
-        where = f"@{graph.name}{f' {op.location}' if op.location else ''}"
-        _verify_op(module, op, defined, where)
-        defined.update(op.results)
+        place = f"@{graph.name}{f' {op.location}' if op.location else ''}"
+        _verify_op(module, op, defined, place)
+        for result in op.results:
+            if result in defined or result.producer is not op:
+                raise _error(place, f"{op.opcode}: is in the graph twice, or its result is another op's")
+            defined.add(result)
     for value in graph.outputs:
         if value not in defined:
-            raise _error(f"graph @{graph.name}", f"returns {value.reference}, which is not defined in it")
+            raise _error(where, f"returns {value.reference}, which is not defined in it")
 
 
 def _verify_op(module: Module, op: Op, defined: set[Value], where: str) -> None:
@@ -73,11 +119,13 @@ def _verify_op(module: Module, op: Op, defined: set[Value], where: str) -> None:
         for index, operand in enumerate(op.operands):
             if operand not in defined:
                 raise OpError(f"operand {index} ({operand.reference}) is used before it is defined")
-        definition.check_signature(len(op.operands), op.attributes)
-        expected = list(definition.infer(Signature([v.type for v in op.operands], op.attributes)))
+        expected = infer_types(op.opcode, [v.type for v in op.operands], op.attributes)
         found = [r.type for r in op.results]
         if expected != found:
             raise OpError(f"result types should be {', '.join(map(str, expected))}, not {', '.join(map(str, found))}")
+        places = op.attributes.get(PLACEMENT, (0,) * len(found))
+        if not isinstance(places, tuple) or len(places) != len(found) or not all(isinstance(p, int) for p in places):
+            raise OpError(f"attribute '{PLACEMENT}' must hold one offset for each of {len(found)} results")
         if op.opcode == "call":
             _verify_call(module, op)
     except OpError as error:
@@ -95,6 +143,45 @@ def _verify_call(module: Module, op: Op) -> None:
         raise OpError(f"results do not fit what @{callee.name} returns")
 
 
+def _callees(graph: Graph) -> set[str]:
+    return {str(op.attributes["callee"]) for op in graph.ops if op.opcode == "call"}
+
+
+def _is_called(module: Module, name: str) -> bool:
+    return any(name in _callees(graph) for graph in module.graphs.values())
+
+
+def _verify_calls(module: Module) -> None:
+    """Calls must end: no graph may run itself, directly or through others."""
+    for name in module.graphs:
+        reached, todo = set[str](), [name]
+        while todo:
+            found = _callees(module.graphs[todo.pop()]) - reached
+            reached |= found
+            todo += found
+        if name in reached:
+            raise _error(f"graph @{name}", "calls itself")
+
+
+def _verify_symbols(graph: Graph, is_called: bool) -> None:
+    """Every symbol of the graph must be a dimension of an argument, where running the graph gives it a value."""
+    types = [a.type for a in graph.arguments if isinstance(a.type, TensorType)]
+    bound = {d.lone_symbol for t in types for d in t.shape if isinstance(d, Dim)} | ({LAYER} if is_called else set())
+    for value in graph.values():
+        shape = value.type.shape if isinstance(value.type, TensorType) else ()
+        _verify_bound(graph, f"{value.reference}: {value.type}", shape, bound)
+    for op in graph.ops:
+        for name, attribute in op.attributes.items():
+            items = attribute if isinstance(attribute, tuple) else (attribute,)
+            _verify_bound(graph, f"{op.opcode} {op.location}: attribute '{name}'", items, bound)
+
+
+def _verify_bound(graph: Graph, what: str, items: Iterable[object], bound: set[str | None]) -> None:
+    for item in items:
+        for name in sorted(item.symbols - bound) if isinstance(item, Dim) else ():
+            raise _error(f"graph @{graph.name}", f"{what} depends on {name}, which is no dimension of an argument")
+
+
 def _verify_uses(module: Module) -> None:
     counts: dict[Value, dict[Op, int]] = {}
     producers = [w.producer for w in module.weights.values() if w.producer]
@@ -102,15 +189,17 @@ def _verify_uses(module: Module) -> None:
         for operand in op.operands:
             users = counts.setdefault(operand, {})
             users[op] = users.get(op, 0) + 1
+    for weight in module.weights.values():
+        if weight.users != counts.get(weight, {}):
+            raise _error(f"weight @{weight.name}", "has users outside the module or stale ones")
     for graph in module.graphs.values():
         for value in graph.values():
             if value.users != counts.get(value, {}):
                 raise _error(f"graph @{graph.name}", f"{value.reference} has users outside the graph or stale ones")
-            if isinstance(value.type, CacheType) and sum(value.users.values()) > _cache_uses(value):
+            if isinstance(value.type, CacheType) and _replacements(value) > 1:
                 raise _error(f"graph @{graph.name}", f"{value.reference} is written twice: a cache has one next state")
 
 
-def _cache_uses(value: Value) -> int:
-    # Any number of ops may read a cache state, one may replace it.
-    writers = sum(1 for op in value.users if op.opcode in ("rope_append", "call"))
-    return sum(value.users.values()) if writers <= 1 else 0
+def _replacements(cache: Value) -> int:
+    """How many ops replace this cache state; any number may read it."""
+    return sum(any(isinstance(r.type, CacheType) for r in op.results) for op in cache.users)

@@ -75,8 +75,8 @@ def run_pass(module: Module, item: Pass, context: PassContext) -> PassResult:
 
 def parse_pipeline(text: str) -> list[Step]:
     """Passes from text: names separated by commas, options in braces."""
-    parts = re.findall(r"[^,{}\s]+(?:\{[^}]*\})?", text)
-    return [Step(parse_pass(part)) for part in parts]
+    parts = re.split(r",(?![^{}]*\})", text)
+    return [Step(parse_pass(part)) for part in parts if part.strip()]
 
 
 def pipeline_text(steps: Iterable[Step]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from functools import cache
 
 from llamac.errors import LlamacError, did_you_mean
@@ -49,28 +50,42 @@ def pass_class(name: str) -> type[Pass]:
             "LLC0502", name, f"unknown pass{did_you_mean(name, BUILT_IN)}", "`llamac passes` lists them"
         )
     module, _, attribute = BUILT_IN[name].partition(":")
-    found = getattr(importlib.import_module(module), attribute)
+    found: type[Pass] = getattr(importlib.import_module(module), attribute)
     assert issubclass(found, Pass) and found.name == name
     return found
 
 
 def parse_pass(text: str) -> Pass:
     """A pass from its text form, `quantize-int4{group=64}`."""
-    name, brace, inside = text.strip().partition("{")
+    shape = re.fullmatch(r"([^{}]+)(?:\{([^{}]*)\})?", text.strip())
+    if shape is None:
+        raise LlamacError("LLC0502", text.strip(), "expected a pass name, with options as in {group=64,asymmetric=true}")
+    name, inside = shape.groups("")
     found = pass_class(name)
+    defaults = {f.name: f.default for f in dataclasses.fields(found)}
     options: dict[str, Attribute] = {}
-    if brace:
-        for part in filter(None, (p.strip() for p in inside.rstrip("}").split(","))):
-            key, _, value = part.partition("=")
-            known = {f.name for f in dataclasses.fields(found)}
-            if key.strip() not in known:
-                hint = did_you_mean(key.strip(), known)
-                raise LlamacError("LLC0502", name, f"has no option '{key.strip()}'{hint}")
-            options[key.strip()] = _option(value.strip())
+    for part in filter(None, (p.strip() for p in inside.split(","))):
+        key, value = (p.strip() for p in part.partition("=")[::2])
+        if key not in defaults:
+            raise LlamacError("LLC0502", name, f"has no option '{key}'{did_you_mean(key, defaults)}")
+        if key in options:
+            raise LlamacError("LLC0502", name, f"option '{key}' is given twice")
+        options[key] = _option(name, key, value, defaults[key])
     return found(**options)
 
 
-def _option(text: str) -> Attribute:
+def _option(name: str, key: str, text: str, default: object) -> Attribute:
+    try:
+        value = _value(text)
+    except LlamacError:
+        value = None
+    if type(value) is not type(default):
+        raise LlamacError("LLC0502", name, f"option '{key}' is like {default}, not '{text}'")
+    assert value is not None
+    return value
+
+
+def _value(text: str) -> Attribute:
     # Option values are attributes; a bare word that is no number or truth value is text.
     if text.replace("-", "_").isidentifier() and text not in ("true", "false"):
         return text

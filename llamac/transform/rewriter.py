@@ -21,6 +21,7 @@ class Rewriter:
         self._before: dict[Op, list[Op]] = {}
         self._root: Op | None = None
         self._location = ""
+        self._changed = False
 
     def at(self, root: Op, location: str | None = None) -> None:
         """Ops made from now on go in front of `root` and carry its location, or the one given."""
@@ -36,6 +37,7 @@ class Rewriter:
         assert self._root is not None
         made = make_op(opcode, operands, attributes, self._location)
         self._before.setdefault(self._root, []).append(made)
+        self._changed = True
         return made
 
     def weight(self, name: str, opcode: str, *operands: Value, **attributes: Attribute) -> Weight:
@@ -45,9 +47,12 @@ class Rewriter:
     def replace(self, old: Value, new: Value) -> None:
         """Make every user of `old` use `new`."""
         self.graph.replace(old, new)
+        self._changed = True
 
     def finish(self) -> None:
-        """Put the new ops in place and remove what is no longer used."""
+        """Put the new ops in place and remove what is no longer used; a graph without a rewrite stays as it is."""
+        if not self._changed:
+            return
         ops: list[Op] = []
         for op in self.graph.ops:
             ops += self._before.pop(op, [])

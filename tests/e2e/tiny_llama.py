@@ -22,7 +22,7 @@ WEIGHT_SCALE = 8.0
 class TinyShape:
     """One tiny Llama. `scaled` is llama3 rope scaling with a short original context, so that it matters at once.
 
-    `width` is the least hidden size: transformers wants a multiple of the heads, and these tests none of 32.
+    `width` is the least hidden size: transformers wants a multiple of the heads, and a larger one is none of 32.
     """
 
     group: int = 3
@@ -48,7 +48,7 @@ class TinyShape:
     def hidden(self) -> int:
         """The hidden size."""
         sizes = range(-(-self.width // self.heads) * self.heads, 10**6, self.heads)
-        return next(size for size in sizes if size % 32)
+        return next(size for size in sizes if size == self.width or size % 32)
 
     @property
     def name(self) -> str:

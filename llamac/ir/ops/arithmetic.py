@@ -10,7 +10,7 @@ import numpy as np
 
 from ..definition import Array, Evaluation, OpDefinition, OpError, Signature
 from ..dims import DimLike
-from ..dtypes import I1, DType, round_to
+from ..dtypes import I1, DType
 from ..levels import CAPTURED, KERNEL, MODEL
 from ..types import TensorType, Type
 
@@ -43,8 +43,7 @@ def _infer_elementwise(s: Signature) -> Sequence[Type]:
 
 
 def _infer_float(s: Signature) -> Sequence[Type]:
-    if not s.tensor(0).dtype.is_float:
-        raise OpError(f"needs a float operand, got {s.tensor(0)}")
+    _float(s)
     return _infer_elementwise(s)
 
 
@@ -76,13 +75,16 @@ def _one(x: Array) -> Any:
 
 
 def exact_power(base: Array, exponent: Array) -> Array:
-    """base ** exponent, correctly rounded to f32 through decimal arithmetic: the same bits on every machine."""
+    """base ** exponent as f64, from 40-digit decimal arithmetic: the same bits on every machine."""
     base, exponent = np.broadcast_arrays(base, exponent)
     out = np.empty(base.shape, np.float64)
     with localcontext() as context:
         context.prec = 40
+        context.clear_traps()
         for index in np.ndindex(*base.shape):
-            out[index] = float(Decimal(float(base[index])) ** Decimal(float(exponent[index])))
+            b, e = float(base[index]), float(exponent[index])
+            # IEEE defines x**0 as 1 for every x, where decimal gives NaN for 0**0.
+            out[index] = 1.0 if e == 0 else float(Decimal(b) ** Decimal(e))
     return out
 
 
@@ -102,15 +104,23 @@ def _evaluate_cast(e: Evaluation) -> Sequence[Any]:
     return [e.rounded(e.inputs[0])]
 
 
-def _infer_mean(s: Signature) -> Sequence[Type]:
+def _float(s: Signature) -> TensorType:
     t = s.tensor(0)
+    if not t.dtype.is_float:
+        raise OpError(f"needs a float operand, got {t}")
+    return t
+
+
+def _infer_mean(s: Signature) -> Sequence[Type]:
+    t = _float(s)
     axis = s.axis("axis", t.rank)
     return [t.with_shape(*t.shape[:axis], 1, *t.shape[axis + 1 :])]
 
 
 def _infer_softmax(s: Signature) -> Sequence[Type]:
-    s.axis("axis", s.tensor(0).rank)
-    return [s.tensor(0)]
+    t = _float(s)
+    s.axis("axis", t.rank)
+    return [t]
 
 
 def _evaluate_softmax(e: Evaluation) -> Sequence[Any]:
@@ -127,13 +137,9 @@ def _infer_select(s: Signature) -> Sequence[Type]:
 
 
 def _evaluate_constant(e: Evaluation) -> Sequence[Any]:
-    # The value is a Python float; in dtype mode it is what the dtype holds, and exact mode keeps that too, so that
-    # both modes compute the same function.
-    dtype = e.result_dtype()
+    # In exact mode the number itself, as the fused ops read it from their attributes: 80**-0.5 in bf16 is 1e-4 off.
     value = np.asarray(e.number("value"), np.float64)
-    if not dtype.is_float:
-        return [value.astype(dtype.storage)]
-    return [round_to(value.astype(np.float32), dtype).astype(e.float_type)]
+    return [e.rounded(value)]
 
 
 def silu(x: Array) -> Array:

@@ -20,10 +20,11 @@ def softmax_rows(scores: Array) -> Array:
 
 
 def _infer(s: Signature) -> Sequence[Type]:
-    q, k, v, positions = s.tensors()
-    fits = q.rank == 3 and k.rank == 3 and k == v and q.shape[2] == k.shape[2] and q.dtype is k.dtype
+    q, k, v, positions = s.ranked(0, 3), s.ranked(1, 3), s.tensor(2), s.tensor(3)
+    fits = k == v and q.shape[2] == k.shape[2] and q.dtype is k.dtype and q.dtype.is_float
     heads, kv_heads = q.shape[0], k.shape[0]
-    if not fits or not isinstance(heads, int) or not isinstance(kv_heads, int) or heads % kv_heads:
+    shared = isinstance(heads, int) and isinstance(kv_heads, int) and kv_heads > 0 and heads % kv_heads == 0
+    if not fits or not shared:
         raise OpError(f"q {q}, k {k}, v {v}: expected [H, T, h], [K, S, h], [K, S, h] with H a multiple of K")
     if positions.dtype is not I32 or positions.shape != (q.shape[1],):
         raise OpError(f"positions {positions} must be i32 [{q.shape[1]}]")

@@ -51,7 +51,7 @@ def _heads(s: Signature, cache: CacheType) -> int:
 
 
 def _infer_append(s: Signature) -> Sequence[Type]:
-    cache, qkv, cos, sin = s.cache(0), s.tensor(1), s.tensor(2), s.tensor(3)
+    cache, qkv, cos, sin = s.cache(0), s.ranked(1, 2), s.tensor(2), s.tensor(3)
     heads, tokens = _heads(s, cache), qkv.shape[0]
     if qkv != TensorType((tokens, (heads + 2 * cache.kv_heads) * cache.head_dim), F32):
         raise OpError(f"qkv {qkv} does not hold {heads} q, {cache.kv_heads} k and v heads of {cache.head_dim}")
@@ -77,7 +77,7 @@ def _evaluate_append(e: Evaluation) -> Sequence[Any]:
 
 
 def _infer_attend(s: Signature) -> Sequence[Type]:
-    cache, q = s.cache(1), s.tensor(0)
+    cache, q = s.cache(1), s.ranked(0, 2)
     heads = _heads(s, cache)
     if q != TensorType((q.shape[0], heads * cache.head_dim), F32):
         raise OpError(f"q {q} does not hold {heads} heads of {cache.head_dim}")

@@ -30,6 +30,8 @@ def _infer_linear(s: Signature) -> Sequence[Type]:
 
 def _infer_swiglu(s: Signature) -> Sequence[Type]:
     gate = s.tensor(0)
+    if not gate.rank or not gate.dtype.is_float:
+        raise OpError(f"gate {gate} must be a float tensor with an axis")
     if len(s.types) == 2:
         if s.tensor(1) != gate:
             raise OpError(f"gate {gate} and up {s.tensor(1)} must have one type")

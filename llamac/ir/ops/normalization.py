@@ -14,7 +14,7 @@ from ..types import Type
 
 def _infer(s: Signature) -> Sequence[Type]:
     x, weight = s.tensors()
-    if weight.shape != (x.shape[-1],) or not x.dtype.is_float:
+    if not x.rank or weight.shape != (x.shape[-1],) or not x.dtype.is_float or not weight.dtype.is_float:
         raise OpError(f"x {x} does not fit weight {weight}")
     return [x]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..definition import Array, Evaluation, OpDefinition, OpError, Signature
 from ..dims import DimLike
-from ..dtypes import E4M3FN, F32, I8, I32, U8, widen
+from ..dtypes import E4M3FN, F32, I4, I8, I32, U4, U8, widen
 from ..layouts import WeightFormat, format_of, unpack
 from ..levels import CAPTURED, KERNEL, MODEL
 from ..types import TensorType, Type
@@ -20,9 +20,9 @@ from .weights import fixed, group_slices, same_rows
 
 def _infer_dequantize(s: Signature) -> Sequence[Type]:
     rows, columns = fixed(s.tensor(0))
-    group = s.integer("group")
-    if group <= 0:
-        raise OpError(f"group must be positive, got {group}")
+    group = s.positive("group")
+    if s.tensor(0).dtype not in (I4, U4, I8, U8, E4M3FN):
+        raise OpError(f"{s.tensor(0)} does not hold quants")
     for index in range(1, len(s.types)):
         t = s.tensor(index)
         if t.shape != (rows, group_slices(columns, group)) or not t.dtype.is_float:
@@ -46,9 +46,9 @@ def _spread(per_group: Array, group: int, columns: int) -> Array:
 
 
 def _infer_quantize_rows(s: Signature) -> Sequence[Type]:
-    x, block = s.tensor(0), s.integer("block")
-    columns, padded = x.shape[-1], s.integer("padded")
-    if x.rank != 2 or x.dtype is not F32 or not isinstance(columns, int) or padded < columns or padded % block:
+    x, block, padded = s.ranked(0, 2), s.positive("block"), s.positive("padded")
+    columns = x.shape[-1]
+    if x.dtype is not F32 or not isinstance(columns, int) or padded < columns or padded % block:
         raise OpError(f"cannot quantize {x} in blocks of {block} padded to {padded}")
     rows = x.shape[0]
     return [
@@ -63,13 +63,18 @@ def _evaluate_quantize_rows(e: Evaluation) -> Sequence[Any]:
 
 
 def _quantized(e: Evaluation, values: Array) -> Sequence[Any]:
-    x, block, padded = values.astype(np.float32), e.integer("block"), e.integer("padded")
-    x = np.pad(x, ((0, 0), (0, padded - x.shape[1]))).reshape(x.shape[0], -1, block)
+    block, padded = e.integer("block"), e.integer("padded")
+    x = np.pad(values, ((0, 0), (0, padded - values.shape[1]))).reshape(values.shape[0], -1, block)
     amax = np.abs(x).max(axis=2)
-    inverse = np.divide(np.float32(127), amax, out=np.zeros_like(amax), where=amax > 0)
-    quants = np.rint(x * inverse[:, :, None]).astype(np.int8)
-    scale = (amax / np.float32(127)).astype(np.float32)
-    return [quants.reshape(x.shape[0], -1), scale, quants.sum(axis=2, dtype=np.int32)]
+    # Below 2^-120 the inverse would overflow: such a block is zero, as it is in the kernels.
+    amax = np.where(amax < 2.0**-120, x.dtype.type(0), amax)
+    top = x.dtype.type(127)
+    inverse = np.divide(top, amax, out=np.zeros_like(amax), where=amax > 0)
+    quants = x * inverse[:, :, None]
+    if not e.exact:
+        # Exact mode rounds nowhere, here neither: quants times scale is then x itself.
+        quants = np.rint(quants).astype(np.int8)
+    return [quants.reshape(x.shape[0], -1), amax / top, quants.sum(axis=2, dtype=None if e.exact else np.int32)]
 
 
 def _quantized_types(s: Signature, rows: DimLike, columns: int) -> Sequence[Type]:
@@ -79,9 +84,9 @@ def _quantized_types(s: Signature, rows: DimLike, columns: int) -> Sequence[Type
 
 
 def _infer_norm_quantized(s: Signature) -> Sequence[Type]:
-    x, weight = s.tensors()
+    x, weight = s.ranked(0, 2), s.tensor(1)
     columns = x.shape[-1]
-    if x.rank != 2 or not isinstance(columns, int) or weight != TensorType((columns,), F32):
+    if not isinstance(columns, int) or weight != TensorType((columns,), F32):
         raise OpError(f"x {x} does not fit an f32 norm weight {weight}")
     return _quantized_types(s, x.shape[0], columns)
 
@@ -92,9 +97,9 @@ def _evaluate_norm_quantized(e: Evaluation) -> Sequence[Any]:
 
 
 def _infer_swiglu_quantized(s: Signature) -> Sequence[Type]:
-    x = s.tensor(0)
+    x = s.ranked(0, 2)
     columns = x.shape[-1]
-    if x.rank != 2 or not isinstance(columns, int) or columns % 2 or x.dtype is not F32:
+    if not isinstance(columns, int) or columns % 2 or x.dtype is not F32:
         raise OpError(f"the last axis of {x} must hold f32 gate then up")
     return _quantized_types(s, x.shape[0], columns // 2)
 
@@ -106,7 +111,7 @@ def _evaluate_swiglu_quantized(e: Evaluation) -> Sequence[Any]:
 
 def _packed_shape(s: Signature, index: int) -> tuple[WeightFormat, int, int]:
     """The format, rows and columns that operand `index` must be packed for."""
-    fmt, rows, columns = format_of(s.text("format")), s.integer("rows"), s.integer("columns")
+    fmt, rows, columns = format_of(s.text("format")), s.positive("rows"), s.positive("columns")
     expected = TensorType((fmt.panels(rows), fmt.panel_bytes(columns)), U8)
     if s.tensor(index) != expected:
         raise OpError(f"a {rows} x {columns} matrix in {fmt.name} is {expected}, got {s.tensor(index)}")
@@ -121,15 +126,15 @@ def _with_residual(s: Signature, index: int, result: TensorType) -> Sequence[Typ
 
 def _infer_dense(s: Signature) -> Sequence[Type]:
     fmt, rows, columns = _packed_shape(s, 1)
-    x = s.tensor(0)
-    if not fmt.is_dense or x.rank != 2 or x.shape[1] != columns or x.dtype is not F32:
+    x = s.ranked(0, 2)
+    if not fmt.is_dense or x.shape[1] != columns or x.dtype is not F32:
         raise OpError(f"x {x} does not fit a dense {rows} x {columns} weight in {fmt.name}")
     return _with_residual(s, 2, x.with_shape(x.shape[0], rows))
 
 
 def _infer_grouped(s: Signature) -> Sequence[Type]:
     fmt, rows, columns = _packed_shape(s, 3)
-    quants, scale, total = s.tensor(0), s.tensor(1), s.tensor(2)
+    quants, scale, total = s.ranked(0, 2), s.tensor(1), s.tensor(2)
     padded = fmt.padded_columns(columns)
     tokens = quants.shape[0]
     blocks = (tokens, padded // fmt.block) if not fmt.is_dense else ()
@@ -162,8 +167,8 @@ def _evaluate_grouped(e: Evaluation) -> Sequence[Any]:
 
 def _infer_embed(s: Signature) -> Sequence[Type]:
     _, _, columns = _packed_shape(s, 1)
-    ids = s.tensor(0)
-    if ids.dtype is not I32 or ids.rank != 1:
+    ids = s.ranked(0, 1)
+    if ids.dtype is not I32:
         raise OpError(f"ids {ids} must be i32 [T]")
     return [TensorType((ids.shape[0], columns), F32)]
 

@@ -50,12 +50,13 @@ def _evaluate_angles(e: Evaluation) -> Sequence[Any]:
 
 
 def _infer_rope(s: Signature) -> Sequence[Type]:
-    x, cos, sin = s.tensors()
+    x, cos, sin = s.ranked(0, 3), s.tensor(1), s.tensor(2)
     width = x.shape[-1]
     if s.text("style") not in STYLES:
         raise OpError(f"style must be one of {', '.join(STYLES)}, got '{s.text('style')}'")
-    if x.rank != 3 or not isinstance(width, int) or width % 2 or cos.shape != (x.shape[1], width // 2) or cos != sin:
-        raise OpError(f"x {x} [heads, T, head_dim] does not fit cos {cos} and sin {sin} [T, head_dim / 2]")
+    fits = isinstance(width, int) and width % 2 == 0 and cos == TensorType((x.shape[1], width // 2), F32)
+    if not fits or cos != sin or not x.dtype.is_float:
+        raise OpError(f"x {x} [heads, T, head_dim] does not fit cos {cos} and sin {sin}, f32 [T, head_dim / 2]")
     return [x]
 
 
@@ -63,15 +64,15 @@ def _evaluate_rope(e: Evaluation) -> Sequence[Any]:
     x, cos, sin = e.inputs
     dtype = e.result_dtype()
     if not e.exact and dtype is not F32:
-        # transformers casts the tables to the activation dtype and rounds each product.
+        # transformers casts the tables to the activation dtype.
         cos, sin = e.rounded(cos), e.rounded(sin)
     return [e.rounded(rotate(x, cos, sin, e.text("style")))]
 
 
 def _infer_to_half_split(s: Signature) -> Sequence[Type]:
-    t, head_dim = s.tensor(0), s.integer("head_dim")
-    rows = t.shape[0]
-    if not isinstance(rows, int) or head_dim <= 0 or head_dim % 2 or rows % head_dim:
+    t, head_dim = s.tensor(0), s.positive("head_dim")
+    rows = t.shape[0] if t.rank == 2 else None
+    if not isinstance(rows, int) or head_dim % 2 or rows % head_dim:
         raise OpError(f"{t} does not hold whole heads of {head_dim} rows")
     return [t]
 

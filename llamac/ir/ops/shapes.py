@@ -26,16 +26,18 @@ def element_count(shape: Sequence[DimLike]) -> DimLike:
 
 def _infer_reshape(s: Signature) -> Sequence[Type]:
     t, shape = s.tensor(0), s.dims("shape")
+    if any(isinstance(d, int) and d < 0 for d in shape):
+        raise OpError(f"cannot reshape {t} to {list(shape)}: a dimension is negative")
     if element_count(t.shape) != element_count(shape):
         raise OpError(f"cannot reshape {t} to {list(shape)}: {element_count(t.shape)} against {element_count(shape)}")
     return [t.with_shape(*shape)]
 
 
 def _infer_transpose(s: Signature) -> Sequence[Type]:
-    t, order = s.tensor(0), s.dims("permutation")
-    if sorted(int(str(i)) for i in order) != list(range(t.rank)):
-        raise OpError(f"permutation {list(order)} does not fit {t}")
-    return [t.with_shape(*(t.shape[int(str(i))] for i in order))]
+    t, order = s.tensor(0), [i for i in s.dims("permutation") if isinstance(i, int)]
+    if sorted(order) != list(range(t.rank)):
+        raise OpError(f"permutation {order} does not fit {t}")
+    return [t.with_shape(*(t.shape[i] for i in order))]
 
 
 def _infer_broadcast(s: Signature) -> Sequence[Type]:
@@ -80,7 +82,7 @@ def _infer_concat(s: Signature) -> Sequence[Type]:
 def _concat_rows(
     attributes: Mapping[str, Attribute], types: Sequence[TensorType], lo: int, hi: int
 ) -> list[tuple[int, int] | None]:
-    if attributes["axis"] != 0:
+    if attributes["axis"] not in (0, -types[0].rank):
         return [(lo, hi)] * len(types)
     needed: list[tuple[int, int] | None] = []
     start = 0

@@ -16,6 +16,8 @@ from ..levels import CAPTURED, KERNEL, MODEL
 from ..types import TensorType, Type
 
 _WEIGHTS = frozenset({CAPTURED, MODEL, KERNEL})
+_RANGES: dict[object, tuple[int, int]] = {I4: (-8, 7), U4: (0, 15), I8: (-127, 127), U8: (0, 255)}
+"""Smallest and largest quant; i8 leaves out -128 so that its range is symmetric."""
 
 
 def same_rows(
@@ -58,7 +60,11 @@ def group_slices(columns: int, group: int) -> int:
 
 def _infer_group_values(s: Signature) -> Sequence[Type]:
     rows, columns = fixed(s.tensor(0))
-    return [TensorType((rows, group_slices(columns, s.integer("group"))), F16)]
+    if not s.tensor(0).dtype.is_float or not columns:
+        raise OpError(f"cannot quantize {s.tensor(0)}")
+    if s.attributes.get("dtype", I4) not in _RANGES:
+        raise OpError(f"cannot quantize to {s.attributes['dtype']}")
+    return [TensorType((rows, group_slices(columns, s.positive("group"))), F16)]
 
 
 def grouped(x: Array, group: int) -> Array:
@@ -70,13 +76,9 @@ def grouped(x: Array, group: int) -> Array:
     return x.reshape(rows, -1, group)
 
 
-def _range(dtype: Attribute) -> tuple[int, int]:
-    return {"i4": (-8, 7), "u4": (0, 15), "i8": (-127, 127), "u8": (0, 255)}[str(dtype)]
-
-
 def _evaluate_group_scale(e: Evaluation) -> Sequence[Any]:
     x = _in_groups(e)
-    low, high = _range(e.attributes["dtype"])
+    low, high = _RANGES[e.attributes["dtype"]]
     smallest, largest = _bounds(x)
     if low == 0:
         return [_as_half((largest - np.minimum(smallest, 0)) / np.float32(high))]
@@ -119,13 +121,13 @@ def _evaluate_group_min(e: Evaluation) -> Sequence[Any]:
 
 def _infer_group_quants(s: Signature) -> Sequence[Type]:
     rows, columns = fixed(s.tensor(0))
-    groups = group_slices(columns, s.integer("group"))
+    groups = group_slices(columns, s.positive("group"))
     for index in range(1, len(s.types)):
-        if s.tensor(index).shape != (rows, groups):
-            raise OpError(f"{s.tensor(index)} must hold {groups} groups for each of {rows} rows")
+        if s.tensor(index) != TensorType((rows, groups), F16):
+            raise OpError(f"{s.tensor(index)} must hold {groups} f16 groups for each of {rows} rows")
     dtype = s.attributes["dtype"]
-    if dtype not in (I4, U4, I8, U8):
-        raise OpError(f"cannot quantize to {dtype}")
+    if not s.tensor(0).dtype.is_float or dtype not in _RANGES:
+        raise OpError(f"cannot quantize {s.tensor(0)} to {dtype}")
     assert isinstance(dtype, DType)
     return [TensorType((rows, columns), dtype)]
 
@@ -140,14 +142,16 @@ def _evaluate_group_quants(e: Evaluation) -> Sequence[Any]:
         quants *= inverse
     else:
         quants = x * inverse
-    low, high = _range(e.attributes["dtype"])
+    low, high = _RANGES[e.attributes["dtype"]]
     np.rint(quants, out=quants)
     np.clip(quants, low, high, out=quants)
     return [quants.reshape(x.shape[0], -1)[:, :columns].astype(e.result_dtype().storage)]
 
 
 def _infer_row_scale(s: Signature) -> Sequence[Type]:
-    rows, _ = fixed(s.tensor(0))
+    rows, columns = fixed(s.tensor(0))
+    if not s.tensor(0).dtype.is_float or not columns:
+        raise OpError(f"cannot scale the rows of {s.tensor(0)}")
     return [TensorType((rows, 1), F32)]
 
 
@@ -160,14 +164,17 @@ def _infer_row_quants(s: Signature) -> Sequence[Type]:
     rows, columns = fixed(s.tensor(0))
     if s.tensor(1) != TensorType((rows, 1), F32):
         raise OpError(f"the scale must be {TensorType((rows, 1), F32)}, got {s.tensor(1)}")
+    if not s.tensor(0).dtype.is_float:
+        raise OpError(f"cannot quantize {s.tensor(0)}")
     return [TensorType((rows, columns), E4M3FN)]
 
 
 def _evaluate_row_quants(e: Evaluation) -> Sequence[Any]:
     scale = e.inputs[1].astype(np.float32)
-    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
-    scaled = np.clip(e.inputs[0].astype(np.float32) * inverse, -448, 448)
-    return [scaled.astype(E4M3FN.storage)]
+    x = e.inputs[0].astype(np.float32)
+    # A division, not a product with 1 / scale: that is infinite for the scales of rows below 1e-36.
+    scaled = np.divide(x, scale, out=np.zeros_like(x), where=scale != 0)
+    return [np.clip(scaled, -448, 448).astype(E4M3FN.storage)]
 
 
 def _infer_pack(s: Signature) -> Sequence[Type]:
@@ -175,6 +182,8 @@ def _infer_pack(s: Signature) -> Sequence[Type]:
     rows, columns = fixed(s.tensor(0))
     if s.tensor(0).dtype is not fmt.quants:
         raise OpError(f"format {fmt.name} stores {fmt.quants}, got {s.tensor(0)}")
+    if not columns:
+        raise OpError(f"cannot pack {s.tensor(0)}")
     wanted = [] if fmt.is_dense and fmt.quants is not E4M3FN else [F32 if fmt.is_dense else fmt.scale]
     wanted += [fmt.minimum] if fmt.minimum else []
     groups = 1 if fmt.is_dense else group_slices(columns, fmt.group)

@@ -1,0 +1,76 @@
+"""The pass certificate: translation validation of an architecture's pipeline, recorded so that it can be replayed.
+
+It holds everything a replay needs and nothing of the model's weights: the shrunken config, how each role of weight is
+stored, the seed, and the verdict after each pass. Differences are not recorded, only whether each was within the bound:
+their last bits vary with the machine, and the same input must give the same artifact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from llamac.models.checkpoint import Checkpoint, StoredTensor
+from llamac.models.llama.config import LlamaConfig, RopeScaling
+from llamac.models.llama.graph import build_llama
+from llamac.models.llama.shrink import SyntheticWeights, shrink_config, shrink_tensors, small_tensors
+from llamac.passes.pipelines import Quantization, cpu_pipeline, parse_quantization
+from llamac.transform.pipeline import pipeline_text
+from llamac.transform.validation import EXACT_BOUND, Validator, Verdict, make_scenario
+
+SEED = 20
+PAGE = 8
+"""Cache page of the small model: boundaries come up in short sequences."""
+
+MAX_TOKENS = 64
+
+
+def certify(checkpoint: Checkpoint, quantization: Quantization, kv_dtype: str) -> dict[str, Any]:
+    """Validate the pipeline on a shrunken model of the checkpoint's architecture (LLC0507 when a pass is wrong)."""
+    small = shrink_config(checkpoint.config, checkpoint.tensors)
+    tensors = shrink_tensors(checkpoint.config, small, checkpoint.tensors)
+    verdicts, pipeline = validate(small, tensors, quantization, kv_dtype, SEED)
+    return {
+        "config": {**dataclasses.asdict(small), "name": "shrunken"},
+        "encodings": {name: t.encoding for name, t in tensors.items()},
+        "quantization": str(quantization),
+        "kv_dtype": kv_dtype,
+        "pipeline": pipeline,
+        "seed": SEED,
+        "page": PAGE,
+        "bound": EXACT_BOUND,
+        "verdicts": [{"after": v.after, "against": v.against, "passed": v.passed} for v in verdicts],
+    }
+
+
+def replay(certificate: Mapping[str, Any]) -> list[Verdict]:
+    """Run the validation that a certificate records again, with this llamac's passes (LLC0507 when one is wrong)."""
+    fields = dict(certificate["config"])
+    if fields["rope_scaling"] is not None:
+        scaling = fields["rope_scaling"]
+        fields["rope_scaling"] = RopeScaling(**{**scaling, "divisors": tuple(scaling["divisors"])})
+    small = LlamaConfig(**fields)
+    tensors = small_tensors(small, certificate["encodings"])
+    quantization = parse_quantization(certificate["quantization"])
+    verdicts, _ = validate(small, tensors, quantization, certificate["kv_dtype"], int(certificate["seed"]))
+    return verdicts
+
+
+def validate(
+    small: LlamaConfig, tensors: Mapping[str, StoredTensor], quantization: Quantization, kv_dtype: str, seed: int
+) -> tuple[list[Verdict], str]:
+    """The verdicts of the CPU pipeline on the small model, and the pipeline's text."""
+    steps = cpu_pipeline(small.layers, quantization, kv_dtype, MAX_TOKENS, is_uniform(small, tensors), PAGE)
+    weights = SyntheticWeights(tensors, seed)
+    validator = Validator(weights.read_rows, make_scenario(small.vocab_size, PAGE, seed))
+    return validator.run(build_llama(small, tensors), steps), pipeline_text(steps)
+
+
+def is_uniform(config: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> bool:
+    """Whether q, k and v of each layer, and gate and up, are stored alike, so that each set must fuse."""
+    for layer in range(config.layers):
+        for names in (("attn.q", "attn.k", "attn.v"), ("mlp.gate", "mlp.up")):
+            if len({tensors[f"layers.{layer}.{name}"].encoding for name in names}) != 1:
+                return False
+    return True

@@ -1,0 +1,248 @@
+"""Translation validation: every pass is run before and after through the interpreter on a small model.
+
+What is compared is what a user sees: the logits of every token of some sequences. At captured and model level each
+sequence is run whole and in two parts with explicit past; from `lower-kv-cache` on, the same tokens go through the ragged
+step, cut and interleaved at random. In exact mode (f64, nothing rounded) a rewrite must agree to `EXACT_BOUND`; a pass
+that changes weights is compared with the graph before it, run on the weights it made. Bounded evidence, not a proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from llamac.errors import LlamacError
+from llamac.ir.definition import Array
+from llamac.ir.evaluator import RowReader, WeightEvaluator
+from llamac.ir.graph import Module, Weight
+from llamac.ir.interpreter import Interpreter
+from llamac.ir.levels import KERNEL, LOWERING
+from llamac.ir.ops.cache_ops import CacheState
+
+from .base import Pass, PassContext, PassResult
+from .matrices import matrices
+from .pipeline import Step, run_pipeline
+
+EXACT_BOUND = 1e-10
+"""Largest difference of a logit in exact mode, relative to the largest logit."""
+
+DTYPE_FACTOR = 1.5
+"""How much larger the root mean square error of the final graph may be than that of the captured one, in dtype mode."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What validation found for one pass: the largest relative difference, and whether it is within the bound."""
+
+    after: str
+    difference: float
+    bound: float
+    passed: bool
+    against: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Token sequences, and how the ragged step cuts them."""
+
+    sequences: tuple[tuple[int, ...], ...]
+    seed: int
+
+    def partitions(self, page: int) -> Iterator[list[tuple[int, int]]]:
+        """Steps of the ragged run, each a list of (sequence, position) rows, every sequence in order."""
+        generator = np.random.Generator(np.random.Philox(key=self.seed))
+        position = [0] * len(self.sequences)
+        while any(p < len(s) for p, s in zip(position, self.sequences, strict=True)):
+            rows: list[tuple[int, int]] = []
+            for index in generator.permutation(len(self.sequences)):
+                left = len(self.sequences[index]) - position[index]
+                take = min(int(generator.integers(0, page + 2)), left)
+                rows += [(int(index), position[index] + i) for i in range(take)]
+                position[index] += take
+            if rows:
+                yield rows
+
+
+def make_scenario(vocabulary: int, page: int, seed: int) -> Scenario:
+    """Sequences of one token, around a page, over two pages; with the embedding's awkward rows and repeated tokens."""
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    lengths = (1, page - 1, page, page + 1, 2 * page + 3)
+    sequences = [tuple(int(t) for t in generator.integers(0, vocabulary, n)) for n in lengths]
+    awkward = [0, 1, 2, 3, 4, 4, vocabulary - 1]
+    sequences.append(tuple(t % vocabulary for t in awkward))
+    return Scenario(tuple(sequences), seed)
+
+
+class Validator:
+    """Runs a pipeline on a small model and compares after every pass."""
+
+    def __init__(self, read_rows: RowReader, scenario: Scenario) -> None:
+        self.read_rows = read_rows
+        self.scenario = scenario
+        self.verdicts: list[Verdict] = []
+
+    def run(self, module: Module, steps: Sequence[Step]) -> list[Verdict]:
+        """Validate every step (LLC0507 for the first that does not hold)."""
+        rounded_before = self.logits(module, exact=False)
+        exact = self._before = self.logits(module, exact=True)
+        self._kept = _snapshot(module)
+        run_pipeline(module, steps, PassContext(self.read_rows), after=self._after)
+        changed_weights = any(v.against == "its own weights" for v in self.verdicts)
+        if not changed_weights and not _quantizes_activations(module):
+            self._check_rounding(module, exact, rounded_before)
+        return self.verdicts
+
+    def _after(self, item: Pass, module: Module, result: PassResult) -> None:
+        found = self.logits(module, exact=True)
+        replaced = self._replaced_weights(module)
+        before, against = self._before, "the graph before"
+        if replaced:
+            before, against = self._on_weights(replaced), "its own weights"
+        self._judge(item.name, found, before, EXACT_BOUND, against)
+        self._before = found
+        self._kept = _snapshot(module)
+
+    def _judge(self, name: str, found: Array, before: Array, bound: float, against: str) -> None:
+        difference = relative_difference(found, before)
+        self.verdicts.append(Verdict(name, difference, bound, difference <= bound, against))
+        if not difference <= bound:
+            raise LlamacError(
+                "LLC0507",
+                name,
+                f"changes what the model computes: logits differ by {difference:.2e} from {against}, bound {bound:.0e}",
+                "`llamac opt --explain` and `--print-ir-after` show what the pass did",
+            )
+
+    def _check_rounding(self, module: Module, exact: Array, rounded_before: Array) -> None:
+        before = _rms(rounded_before - exact)
+        after = _rms(self.logits(module, exact=False) - exact)
+        bound = DTYPE_FACTOR * before
+        self.verdicts.append(Verdict("dtype mode", after, bound, after <= bound, "the captured graph's rounding"))
+        if not after <= bound:
+            reason = f"rounds worse than the captured graph: error {after:.2e}, allowed {bound:.2e}"
+            raise LlamacError("LLC0507", "pipeline", reason, "a pass lost precision between ops")
+
+    # Weights that a pass replaced.
+
+    def _replaced_weights(self, module: Module) -> dict[str, Array]:
+        """Name before -> value after, for matrices that now are other values under a longer name."""
+        if module.level in (LOWERING, KERNEL):
+            return {}
+        evaluator = WeightEvaluator(self.read_rows)
+        before = {w.name for w in self._kept_matrices}
+        found = {}
+        for weight in matrices(module, "all"):
+            origin = next((n for n in before if weight.name.startswith(f"{n}.") and _is_recoded(weight, n)), None)
+            if weight.name not in before and origin is not None:
+                found[origin] = evaluator.whole(weight)
+        return found
+
+    @property
+    def _kept_matrices(self) -> list[Weight]:
+        return list(matrices(self._kept, "all"))
+
+    def _on_weights(self, replaced: Mapping[str, Array]) -> Array:
+        return self.logits(self._kept, exact=True, overrides=replaced)
+
+    # Running.
+
+    def logits(self, module: Module, exact: bool, overrides: Mapping[str, Array] | None = None) -> Array:
+        """Logits of every token of every sequence, [tokens, vocabulary]."""
+        interpreter = Interpreter(module, self.read_rows, exact)
+        for name, value in (overrides or {}).items():
+            interpreter.override(name, value)
+        lowered = "cache" in [a.name for a in module.step.arguments]
+        parts = self._ragged(interpreter) if lowered else [self._sequence(interpreter, s) for s in self._sequences()]
+        return np.concatenate(parts)
+
+    def _sequences(self) -> Iterator[Array]:
+        for tokens in self.scenario.sequences:
+            yield np.array(tokens, np.int32)
+
+    def _sequence(self, interpreter: Interpreter, tokens: Array) -> Array:
+        """One sequence, its last third after its first two thirds as past."""
+        cut = max(1, 2 * len(tokens) // 3)
+        logits, state = self._step(interpreter, tokens[:cut], 0, None)
+        if cut == len(tokens):
+            return logits
+        rest, _ = self._step(interpreter, tokens[cut:], cut, state)
+        return np.concatenate([logits, rest])
+
+    def _step(
+        self, interpreter: Interpreter, tokens: Array, start: int, state: list[Array] | None
+    ) -> tuple[Array, list[Array]]:
+        graph = interpreter.module.step
+        inputs: dict[str, Any] = {"ids": tokens, "positions": np.arange(start, start + len(tokens), dtype=np.int32)}
+        for index, argument in enumerate(graph.arguments[2:]):
+            heads, _, width = argument.tensor.shape
+            inputs[argument.name] = state[index] if state else np.zeros((heads, 0, width))  # type: ignore[arg-type]
+        logits, *new = interpreter.run(inputs)
+        return logits, new
+
+    def _ragged(self, interpreter: Interpreter) -> list[Array]:
+        sequences = self.scenario.sequences
+        cache = interpreter.module.step.argument("cache").cache
+        pages = [-(-len(s) // cache.page) for s in sequences]
+        tables = np.full((len(sequences), max(pages)), -1, np.int32)
+        # Pages are handed out backwards and interleaved, so that their numbers say nothing.
+        numbers = list(range(sum(pages)))[::-1]
+        for place in range(max(pages)):
+            for index, count in enumerate(pages):
+                if place < count:
+                    tables[index, place] = numbers.pop()
+        state = CacheState.empty(cache, sum(pages), interpreter.exact)
+        found: list[list[Array]] = [[] for _ in sequences]
+        for rows in self.scenario.partitions(cache.page):
+            logits, state = interpreter.run(self._ragged_inputs(rows, tables, state))
+            for (index, _), row in zip(rows, logits, strict=True):
+                found[index].append(row)
+        return [np.stack(rows) for rows in found]
+
+    def _ragged_inputs(self, rows: list[tuple[int, int]], tables: Array, state: CacheState) -> dict[str, Any]:
+        return {
+            "token_ids": np.array([self.scenario.sequences[s][p] for s, p in rows], np.int32),
+            "positions": np.array([p for _, p in rows], np.int32),
+            "sequence_of_token": np.array([s for s, _ in rows], np.int32),
+            "page_tables": tables,
+            "logit_rows": np.arange(len(rows), dtype=np.int32),
+            "cache": state,
+        }
+
+
+def relative_difference(found: Array, expected: Array) -> float:
+    """Largest absolute difference over the largest magnitude; infinite for other shapes or for values not finite."""
+    if found.shape != expected.shape or not np.isfinite(found).all() or not np.isfinite(expected).all():
+        return float("inf")
+    return float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-30))
+
+
+def _rms(x: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+
+
+def _snapshot(module: Module) -> Module:
+    from llamac.ir.parser import parse_module
+    from llamac.ir.printer import print_module
+
+    return parse_module(print_module(module))
+
+
+def _quantizes_activations(module: Module) -> bool:
+    return any(op.opcode.endswith(("quantize_rows", "_quantized")) for _, op in module.ops())
+
+
+def _is_recoded(weight: Weight, origin: str) -> bool:
+    """Whether `weight` is @origin with other values (quantized or cast), not with its rows moved."""
+    producer = weight.producer
+    if producer is None:
+        return False
+    if producer.opcode == "cast":
+        return producer.operands[0].name == origin
+    quants = producer.operands[0].producer if producer.opcode == "dequantize" else None
+    return quants is not None and quants.opcode in ("group_quants", "row_quants") and quants.operands[0].name == origin

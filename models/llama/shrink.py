@@ -1,0 +1,132 @@
+"""A shrunken model of the same architecture, with synthetic weights: what passes are validated on.
+
+Everything that decides which rewrites fire is kept: the rotary convention and scaling, the ratio of query to KV heads,
+tied heads, working dtype, and how each role of weight is stored. Sizes, layers and vocabulary are small.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamac.ir.dtypes import DTYPES
+from llamac.ir.gguf_blocks import BLOCKS
+from llamac.models.checkpoint import StoredTensor
+
+from .config import LlamaConfig, RopeScaling
+from .weights import expected_shapes
+
+LAYERS = 2
+VOCABULARY = 61
+HEAD_DIM = 16
+
+
+def shrink_config(config: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> LlamaConfig:
+    """The same architecture with two layers, at most two KV heads and a vocabulary of 61."""
+    group = config.heads // config.kv_heads
+    kv_heads = min(config.kv_heads, 2)
+    # GGUF blocks are 32 or 256 values wide: rows must hold whole ones.
+    width = max((BLOCKS[t.encoding].values for t in tensors.values() if t.encoding in BLOCKS), default=0)
+    head_dim = HEAD_DIM if not width else math.lcm(width, HEAD_DIM * kv_heads * group) // (kv_heads * group)
+    head_dim += head_dim % 2
+    return dataclasses.replace(
+        config,
+        hidden_size=width or 40,
+        intermediate_size=width or 56,
+        layers=min(config.layers, LAYERS),
+        heads=kv_heads * group,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=VOCABULARY,
+        rope_scaling=_shrunken_scaling(config, head_dim),
+    )
+
+
+def _shrunken_scaling(config: LlamaConfig, head_dim: int) -> RopeScaling | None:
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind != "divisors":
+        return scaling
+    # As many divisors as the small head has frequencies, from 1 to the largest, so that each still matters.
+    found = scaling.divisors
+    picked = [found[i * (len(found) - 1) // max(head_dim // 2 - 1, 1)] for i in range(head_dim // 2)]
+    return dataclasses.replace(scaling, divisors=tuple(picked))
+
+
+def shrink_tensors(
+    config: LlamaConfig, small: LlamaConfig, tensors: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """Weights of the small model, each stored as its counterpart is."""
+    return small_tensors(small, {name: tensors[name].encoding for name in expected_shapes(small)})
+
+
+def small_tensors(small: LlamaConfig, encodings: Mapping[str, str]) -> dict[str, StoredTensor]:
+    """Weights of the small model in the given encodings; they lie in no file."""
+    found: dict[str, StoredTensor] = {}
+    for name, shape in expected_shapes(small).items():
+        encoding = encodings[name]
+        found[name] = StoredTensor(name, name, shape, encoding, Path(), 0, _bytes(encoding, shape))
+    return found
+
+
+def _bytes(encoding: str, shape: tuple[int, ...]) -> int:
+    count = math.prod(shape)
+    if encoding in BLOCKS:
+        return count // BLOCKS[encoding].values * BLOCKS[encoding].bytes
+    return count * DTYPES[encoding].storage.itemsize
+
+
+class SyntheticWeights:
+    """Row bytes of the small model by seed. The embedding holds awkward rows: zeros, denormals, large values, twins."""
+
+    def __init__(self, tensors: Mapping[str, StoredTensor], seed: int) -> None:
+        self._rows: dict[str, NDArray[np.uint8]] = {}
+        for index, (name, stored) in enumerate(tensors.items()):
+            generator = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
+            self._rows[name] = _synthetic(stored, generator)
+
+    def read_rows(self, name: str, lo: int, hi: int) -> NDArray[np.uint8]:
+        """The row reader that passes and the interpreter use."""
+        return self._rows[name][lo:hi]
+
+
+def _synthetic(stored: StoredTensor, generator: np.random.Generator) -> NDArray[np.uint8]:
+    if stored.encoding in BLOCKS:
+        return _blocks(stored, generator)
+    shape = stored.shape if len(stored.shape) == 2 else (1, *stored.shape)
+    spread = 1.5 / math.sqrt(shape[1]) if len(stored.shape) == 2 else 0.25
+    values = (generator.random(shape, np.float32) * 2 - 1) * np.float32(spread * math.sqrt(3))
+    if len(stored.shape) == 1:
+        values += 1
+    if stored.name == "embed":
+        values = _awkward(values * 4)
+    data = values.astype(DTYPES[stored.encoding].storage)
+    return np.ascontiguousarray(data).view(np.uint8).reshape(shape[0], -1)
+
+
+def _awkward(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    values[0] = 0.0
+    values[1] *= np.float32(1e-30)
+    values[2] *= np.float32(200.0)
+    values[4] = values[3]
+    return values
+
+
+def _blocks(stored: StoredTensor, generator: np.random.Generator) -> NDArray[np.uint8]:
+    """Random blocks with scales of a sane size: every byte is random but those of f16 scales and minima."""
+    block = BLOCKS[stored.encoding]
+    rows, columns = stored.shape
+    count = rows * columns // block.values
+    data = generator.integers(0, 256, (count, block.bytes), np.uint8)
+    places = {"q6_k": (208,), "q4_0": (0,), "q5_0": (0,), "q8_0": (0,)}.get(block.name, (0, 2))
+    # So that values are of order 1 / sqrt(columns) whatever the range of the integers and sub-scales.
+    largest = {"q8_0": 128, "q6_k": 32 * 128, "q4_k": 15 * 63, "q5_k": 31 * 63}.get(block.name, 16)
+    scale = generator.uniform(0.5, 1.5, (count, 1)).astype(np.float32) * np.float32(4 / (largest * math.sqrt(columns)))
+    for place in places:
+        sign = -8 if place == 2 and block.name.endswith("_1") else 1
+        data[:, place : place + 2] = (scale * sign).astype(np.float16).view(np.uint8)
+    return data.reshape(rows, -1)
