@@ -56,6 +56,7 @@ CODES: dict[str, str] = {
     "LLC0505": "the graph is not in the form that a pass needs",
     "LLC0506": "no kernel for a weight",
     "LLC0507": "a pass changes what the model computes",
+    "LLC0508": "diagnostics differ from the expected ones",
     "LLC0600": "the C compiler of CPU targets is not installed",
     "LLC0601": "the C compiler has another version than the pinned one",
     "LLC0602": "generated code does not compile",

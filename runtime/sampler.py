@@ -1,7 +1,9 @@
 """Picks the next token from logits, with the semantics and the order of transformers' logits processors.
 
-repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw. A temperature of 0 takes the largest logit, the lowest
-id among equals. Draws come from a counter-based generator, so a seed gives the same ids wherever the logits are the same.
+repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw. A temperature of 0 takes the largest logit, the
+lowest id among equals. Draws come from a counter-based generator, so a seed gives the same ids wherever the logits are
+the
+same.
 """
 
 from __future__ import annotations
@@ -148,8 +150,8 @@ def candidates(scores: Logits, options: SamplerOptions) -> tuple[NDArray[np.int6
 def top_p_indices(scaled: Logits, top_p: float) -> NDArray[np.int64]:
     """Places of the smallest set of largest scores whose mass reaches `top_p`, ascending; the one crossing it is kept.
 
-    `scaled` is relative to its largest value. Only as much of the order is found as the mass needs, and the set is cut by
-    value, so that no argsort is needed; of equal scores at the cut the lowest ids stay.
+    `scaled` is relative to its largest value. Only as much of the order is found as the mass needs, and the set is cut
+    by value, so that no argsort is needed; of equal scores at the cut the lowest ids stay.
     """
     wanted = top_p * float(np.exp(scaled).sum(dtype=np.float64))
     for size in (FIRST_CUT, len(scaled)):

@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "inspect": ("llamac.cli.inspect", "Show what is in a .llamac file; runs nothing from it."),
     "verify": ("llamac.cli.verify", "Check every byte of a .llamac file and replay its golden vectors."),
     "bench": ("llamac.cli.bench", "Time a compiled model against this machine's memory bandwidth."),
+    "opt": ("llamac.cli.opt", "Run passes over IR text."),
     "targets": ("llamac.cli.targets", "List the machines that llamac compiles for."),
     "passes": ("llamac.cli.passes", "List the compiler's passes."),
 }

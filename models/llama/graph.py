@@ -1,8 +1,8 @@
 """Builds the captured graph of a dense Llama in its textbook form, as torch.export would give it.
 
-One sequence with explicit past: `step(ids, positions, past_k.0, past_v.0, ...) -> logits, k.0, v.0, ...`. Symbols: T new
-tokens, P past tokens. Nothing is fused here: repeated KV heads, rotated halves and separate projections are what the
-passes have to find (Touvron et al. 2023; the layer follows transformers' LlamaDecoderLayer).
+One sequence with explicit past: `step(ids, positions, past_k.0, past_v.0, ...) -> logits, k.0, v.0, ...`. Symbols: T
+new tokens, P past tokens. Nothing is fused here: repeated KV heads, rotated halves and separate projections are what
+the passes have to find (Touvron et al. 2023; the layer follows transformers' LlamaDecoderLayer).
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ class ChatTemplate:
     ) -> str:
         """The conversation as text. `variables` reach the template by name (`date_string`, `documents`, ...).
 
-        Raises LLC0914 for messages that are no conversation, LLC0911 when the template fails on them or refuses them, LLC0912
-        when it takes too long or builds too much, LLC0913 when it tries to leave the sandbox.
+        Raises LLC0914 for messages that are no conversation, LLC0911 when the template fails on them or refuses them,
+        LLC0912 when it takes too long or builds too much, LLC0913 when it tries to leave the sandbox.
         """
         _require_messages(messages)
         inputs = {
@@ -79,8 +79,10 @@ class ChatTemplate:
     ) -> list[int]:
         """The conversation as ids; `options` as in `render`, the BOS and EOS texts by default those of the tokenizer.
 
-        Only control tokens that the template itself writes become control ids. Inside messages and tools they stay text, so
-        that nobody can end a turn or begin another from within what they say. No BOS is added beyond the template's own.
+        Only control tokens that the template itself writes become control ids. Inside messages and tools they stay
+        text, so that nobody can end a turn or begin another from within what they say. No BOS is added beyond the
+        template's
+        own.
         """
         control = sorted(tokenizer.special_ids, key=len, reverse=True)
         pattern = re.compile("|".join(map(re.escape, control)) or "(?!)")
@@ -154,8 +156,8 @@ def _marked(value: Any, control: re.Pattern[str]) -> Any:
 def _encode_marked(tokenizer: Tokenizer, text: str, control: re.Pattern[str]) -> list[int]:
     """Ids of a rendered text: what is in marks as ordinary text, the rest with its control tokens.
 
-    A template's own string functions can separate the two marks of a pair. A lone mark is dropped but still cuts the text, so
-    that what stands on its two sides cannot join into a control token.
+    A template's own string functions can separate the two marks of a pair. A lone mark is dropped but still cuts the
+    text, so that what stands on its two sides cannot join into a control token.
     """
     pieces = re.split(f"{MARK_START}({control.pattern}){MARK_END}|[{MARK_START}{MARK_END}]", text)
     ids: list[int] = []

@@ -120,8 +120,8 @@ def checked_result(value: Any) -> Any:
 def text_size(value: Any, limit: int) -> int:
     """Characters and items of a value, nested ones included; at most a little more than `limit`.
 
-    A list holding one list ten times, that one another ten times and so on, is small in memory but not when it is printed:
-    so repeated references count each time.
+    A list holding one list ten times, that one another ten times and so on, is small in memory but not when it is
+    printed: so repeated references count each time.
     """
     size = 0
     waiting = [value]

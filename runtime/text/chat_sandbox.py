@@ -1,9 +1,9 @@
 """A jinja2 sandbox for chat templates that people did not write themselves: no way out, and limits on time and size.
 
-A chat template comes with a model, so it is data to judge, not code to trust. jinja2's immutable sandbox closes attribute and
-call escapes. On top of it every loop turn and macro looks at the clock, and whatever can build a large value in one step
-(operators, `~`, methods, filters, printing) is bounded by `chat_budget`. One regular expression or sort over a large
-input may still overrun the time limit by its own length.
+A chat template comes with a model, so it is data to judge, not code to trust. jinja2's immutable sandbox closes
+attribute and call escapes. On top of it every loop turn and macro looks at the clock, and whatever can build a large
+value in one step (operators, `~`, methods, filters, printing) is bounded by `chat_budget`. One regular expression or
+sort over a large input may still overrun the time limit by its own length.
 """
 
 from __future__ import annotations

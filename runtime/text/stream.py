@@ -14,8 +14,9 @@ from .tokenizer import Tokenizer
 class StreamDecoder:
     """Turns ids into text piece by piece.
 
-    All pieces followed by `finish()` are exactly `tokenizer.decode(ids)` with the same options, for any ids. A character
-    whose bytes are not all there yet is held back; bytes become U+FFFD only once no further byte could make them valid.
+    All pieces followed by `finish()` are exactly `tokenizer.decode(ids)` with the same options, for any ids. A
+    character whose bytes are not all there yet is held back; bytes become U+FFFD only once no further byte could make
+    them valid.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True, continuation: bool = False) -> None:
@@ -53,8 +54,8 @@ class StopMatch(NamedTuple):
 class StopStrings:
     """Ends a text before the first stop string that completes; of those completing together, the longest.
 
-    The result does not depend on how the text was cut into pieces. Text that may be the beginning of a stop string is held
-    back until it is not, or until `finish()`.
+    The result does not depend on how the text was cut into pieces. Text that may be the beginning of a stop string is
+    held back until it is not, or until `finish()`.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:

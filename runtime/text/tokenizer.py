@@ -1,7 +1,7 @@
 """Tokenizers behind one protocol: text to ids and back, whatever kind of vocabulary the checkpoint carried.
 
-`load_tokenizer` picks the kind; each kind lives in a file of its own and imports its library only when it is built, because
-start-up time is part of what the runtime promises.
+`load_tokenizer` picks the kind; each kind lives in a file of its own and imports its library only when it is built,
+because start-up time is part of what the runtime promises.
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ def _build(tokens: list[str], merges: list[str], pre: PreTokenizer, added: list[
         from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
     except ImportError as problem:
         raise missing_library("tokenizers", "a GGUF vocabulary") from problem
-    # Control tokens at the end of the vocabulary stay out of the model: with ignore_merges a word equal to one would become it.
+    # Control tokens at the end of the vocabulary stay out of the model: with ignore_merges a word equal to one would
+    # become it.
     tail = len(tokens)
     remaining = set(added)
     while tail - 1 in remaining:

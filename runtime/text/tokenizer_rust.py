@@ -17,7 +17,8 @@ class RustTokenizer(TokenizerBase):
     def __init__(self, rust: Rust, **common: Any) -> None:
         super().__init__(**common)
         self._rust = rust
-        # Whether control tokens are seen is a switch on the library's object, not an argument, so two threads must take turns.
+        # Whether control tokens are seen is a switch on the library's object, not an argument, so two threads must take
+        # turns.
         self._lock = threading.Lock()
 
     def _encode(self, text: str, special_as_text: bool) -> list[int]:

@@ -1,7 +1,8 @@
 """Meta's `tokenizer.model` of Llama 3 and Llama 4 ("base64 rank" lines) through tiktoken.
 
-Which of the two it is follows from the number of ranks; their control tokens come after the ranks (Meta's llama3 and llama4
-tokenizer.py, whose names are used here: Hugging Face numbers the reserved ones differently, the ids are the same).
+Which of the two it is follows from the number of ranks; their control tokens come after the ranks (Meta's llama3 and
+llama4 tokenizer.py, whose names are used here: Hugging Face numbers the reserved ones differently, the ids are the
+same).
 """
 
 from __future__ import annotations

@@ -1,0 +1,106 @@
+"""`llamac opt`: run passes over IR text."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llamac.errors import LlamacError
+
+if TYPE_CHECKING:
+    from llamac.transform.opt import OptRun
+    from llamac.transform.pipeline import Step
+
+
+@click.command("opt")
+@click.argument("file", required=False)
+@click.option("--from", "source", metavar="SRC", help="Capture this model (as `llamac compile` takes it) instead of FILE.")
+@click.option("--random-weights", type=int, metavar="SEED", help="For --from with a preset. The weights are not read.")
+@click.option("--passes", "text", metavar="TEXT", help='Passes in order, such as "fuse-gqa,quantize-int4{group=64}".')
+@click.option("--pipeline", metavar="TARGET", help="The passes that `llamac compile --target TARGET` runs.")
+@click.option("--quantize", default="keep", show_default=True, metavar="SCHEME", help="For --pipeline.")
+@click.option("--stop-after", default="", metavar="PASS", help="Stop after this pass.")
+@click.option("--print-ir-after", default="", metavar="PASS|all", help="Print the IR on stderr after this pass.")
+@click.option("--print-ir-dir", type=click.Path(path_type=Path), metavar="DIR", help="Write the IR after each pass here.")
+@click.option("--explain", default="", metavar="PASS", help="Say what the pass did and why it left near matches alone.")
+@click.option("--verify-each/--no-verify-each", default=True, help="Verify after every pass. [default: on]")
+@click.option("--time-passes", is_flag=True, help="Print the time of each pass on stderr.")
+@click.option("--stats", is_flag=True, help="Print op counts before and after on stderr.")
+@click.option("--split-input-file", is_flag=True, help="FILE holds several modules between `// -----` lines.")
+@click.option("--verify-diagnostics", is_flag=True, help="Compare errors with `// expected-error {{...}}` comments.")
+def command(file: str | None, source: str | None, **options: Any) -> None:
+    """Run passes over the IR text in FILE (- is stdin), or over the captured graph of a model; IR text on stdout.
+
+    \b
+      llamac opt --from tiny --random-weights 1                          # the captured graph
+      llamac opt --from tiny --random-weights 1 --passes raise-linear,fuse-rms-norm --explain fuse-rms-norm
+      llamac opt layer.ir --passes "fuse-gqa,dedupe-ops" --stats
+      llamac opt --from llama-3.1-405b --random-weights 1 --pipeline cpu --time-passes > 405b.ir
+    """
+    if (file is None) == (source is None):
+        raise LlamacError("LLC0101", "llamac opt", "needs either FILE or --from SRC", "see llamac opt --help")
+    text, name, layers = _input(file, source, options["random_weights"])
+    steps = _steps(options, layers)
+    from llamac.transform.opt import check_diagnostics, optimize_text, split_input
+
+    def make() -> OptRun:
+        return _run(steps, options)
+
+    if options["verify_diagnostics"]:
+        check_diagnostics(text, name, make)
+        return
+    parts = split_input(text) if options["split_input_file"] else [(text, 0)]
+    click.echo("// -----\n".join(optimize_text(part, name, make) for part, _ in parts), nl=False)
+
+
+def _input(file: str | None, source: str | None, seed: int | None) -> tuple[str, str, int]:
+    """IR text, what to call it in messages, and the number of layers of a captured model."""
+    if source is not None:
+        from llamac.ir.printer import print_module
+        from llamac.models.llama.graph import build_llama
+        from llamac.models.sources import open_source
+
+        checkpoint = open_source(source, random_weights=seed)
+        module = build_llama(checkpoint.config, checkpoint.tensors)
+        return print_module(module), source, checkpoint.config.layers
+    assert file is not None
+    if file == "-":
+        return sys.stdin.read(), "<stdin>", 0
+    try:
+        return Path(file).read_text(encoding="utf-8"), file, 0
+    except (OSError, UnicodeDecodeError) as error:
+        raise LlamacError("LLC0101", file, f"cannot be read: {error}", "name a file of IR text, or - for stdin") from None
+
+
+def _steps(options: dict[str, Any], layers: int) -> list[Step]:
+    from llamac.transform.pipeline import Step, parse_pipeline
+
+    if options["text"] and options["pipeline"]:
+        raise LlamacError("LLC0101", "llamac opt", "--passes and --pipeline exclude each other", "choose one")
+    if options["pipeline"]:
+        from llamac.driver import resolve_targets
+        from llamac.passes.pipelines import cpu_pipeline, parse_quantization
+
+        resolve_targets([options["pipeline"]])
+        steps = cpu_pipeline(layers, parse_quantization(options["quantize"]), "f16", 512)
+        # Counts are known for a captured model only; a file may hold anything.
+        return steps if layers else [Step(step.run) for step in steps]
+    return parse_pipeline(options["text"]) if options["text"] else []
+
+
+def _run(steps: list[Step], options: dict[str, Any]) -> OptRun:
+    from llamac.transform.opt import OptOptions, OptRun
+
+    chosen = OptOptions(
+        print_after=options["print_ir_after"],
+        print_dir=options["print_ir_dir"],
+        explain=options["explain"],
+        stop_after=options["stop_after"],
+        verify_each=options["verify_each"],
+        time_passes=options["time_passes"],
+        stats=options["stats"],
+    )
+    return OptRun(steps, chosen, lambda line: click.echo(line, err=True))
