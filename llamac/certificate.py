@@ -8,7 +8,7 @@ their last bits vary with the machine, and the same input must give the same art
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llamac.models.checkpoint import Checkpoint, StoredTensor
@@ -16,8 +16,9 @@ from llamac.models.llama.config import LlamaConfig, RopeScaling
 from llamac.models.llama.graph import build_llama
 from llamac.models.llama.shrink import SyntheticWeights, shrink_config, shrink_tensors, small_tensors
 from llamac.passes.pipelines import Quantization, cpu_pipeline, parse_quantization
-from llamac.transform.pipeline import pipeline_text
-from llamac.transform.validation import EXACT_BOUND, Validator, Verdict, make_scenario
+from llamac.transform.outside import Edit, load_edits
+from llamac.transform.pipeline import Instrument, Step, pipeline_text
+from llamac.transform.validation import EXACT_BOUND, Scenario, Validator, Verdict, make_scenario
 
 SEED = 20
 PAGE = 8
@@ -26,17 +27,20 @@ PAGE = 8
 MAX_TOKENS = 64
 
 
-def certify(checkpoint: Checkpoint, quantization: Quantization, kv_dtype: str) -> dict[str, Any]:
+def certify(
+    checkpoint: Checkpoint, quantization: Quantization, kv_dtype: str, passes_from: Sequence[str] = ()
+) -> dict[str, Any]:
     """Validate the pipeline on a shrunken model of the checkpoint's architecture (LLC0507 when a pass is wrong)."""
     small = shrink_config(checkpoint.config, checkpoint.tensors)
     tensors = shrink_tensors(checkpoint.config, small, checkpoint.tensors)
-    verdicts, pipeline = validate(small, tensors, quantization, kv_dtype, SEED)
+    verdicts, pipeline = validate(small, tensors, quantization, kv_dtype, SEED, load_edits(passes_from))
     return {
         "config": {**dataclasses.asdict(small), "name": "shrunken"},
         "encodings": {name: t.encoding for name, t in tensors.items()},
         "quantization": str(quantization),
         "kv_dtype": kv_dtype,
         "pipeline": pipeline,
+        "passes_from": list(passes_from),
         "seed": SEED,
         "page": PAGE,
         "bound": EXACT_BOUND,
@@ -46,25 +50,41 @@ def certify(checkpoint: Checkpoint, quantization: Quantization, kv_dtype: str) -
 
 def replay(certificate: Mapping[str, Any]) -> list[Verdict]:
     """Run the validation that a certificate records again, with this llamac's passes (LLC0507 when one is wrong)."""
-    fields = dict(certificate["config"])
-    if fields["rope_scaling"] is not None:
-        scaling = fields["rope_scaling"]
-        fields["rope_scaling"] = RopeScaling(**{**scaling, "divisors": tuple(scaling["divisors"])})
-    small = LlamaConfig(**fields)
+    small = config_from_json(certificate["config"])
     tensors = small_tensors(small, certificate["encodings"])
     quantization = parse_quantization(certificate["quantization"])
-    verdicts, _ = validate(small, tensors, quantization, certificate["kv_dtype"], int(certificate["seed"]))
+    edit = load_edits(certificate.get("passes_from", ()))
+    verdicts, _ = validate(small, tensors, quantization, certificate["kv_dtype"], int(certificate["seed"]), edit)
     return verdicts
 
 
+def config_from_json(fields: Mapping[str, Any]) -> LlamaConfig:
+    """The config that `dataclasses.asdict` made `fields` from."""
+    scaling = fields["rope_scaling"]
+    if scaling is not None:
+        scaling = RopeScaling(**{**scaling, "divisors": tuple(scaling["divisors"])})
+    return LlamaConfig(**{**fields, "rope_scaling": scaling})
+
+
+def _as_it_is(steps: list[Step]) -> list[Step]:
+    return steps
+
+
 def validate(
-    small: LlamaConfig, tensors: Mapping[str, StoredTensor], quantization: Quantization, kv_dtype: str, seed: int
+    small: LlamaConfig,
+    tensors: Mapping[str, StoredTensor],
+    quantization: Quantization,
+    kv_dtype: str,
+    seed: int,
+    edit: Edit = _as_it_is,
+    scenario: Scenario | None = None,
+    instruments: Sequence[Instrument] = (),
 ) -> tuple[list[Verdict], str]:
-    """The verdicts of the CPU pipeline on the small model, and the pipeline's text."""
-    steps = cpu_pipeline(small.layers, quantization, kv_dtype, MAX_TOKENS, is_uniform(small, tensors), PAGE)
+    """The verdicts of the CPU pipeline, as `edit` leaves it, on the small model; and the pipeline's text."""
+    steps = edit(cpu_pipeline(small.layers, quantization, kv_dtype, MAX_TOKENS, is_uniform(small, tensors), PAGE))
     weights = SyntheticWeights(tensors, seed)
-    validator = Validator(weights.read_rows, make_scenario(small.vocab_size, PAGE, seed))
-    return validator.run(build_llama(small, tensors), steps), pipeline_text(steps)
+    validator = Validator(weights.read_rows, scenario or make_scenario(small.vocab_size, PAGE, seed))
+    return validator.run(build_llama(small, tensors), steps, instruments), pipeline_text(steps)
 
 
 def is_uniform(config: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> bool:

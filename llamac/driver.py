@@ -22,6 +22,7 @@ from llamac.host import cpu_features, machine_architecture
 from llamac.ir.evaluator import WeightEvaluator
 from llamac.ir.graph import Module
 from llamac.ir.layouts import LAYOUT
+from llamac.ir.printer import print_module
 from llamac.materialize import write_weights
 from llamac.models.checkpoint import Checkpoint
 from llamac.models.llama.graph import build_llama
@@ -38,6 +39,7 @@ Progress = Callable[[str, int, int], None]
 """(what is being done, how much of it is done, how much there is), in bytes for weights and steps for the rest."""
 
 _WEIGHTS = f"weights/{LAYOUT}.bin"
+_IR = "ir/step.ir"
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def compile(
     checkpoint = open_source(source, random_weights=random_weights)
     ledger = [LedgerEntry(**entry) for entry in checkpoint.ledger]
     _check_tokenizer(checkpoint, tokenizer, ledger)
-    vectors = read_golden(golden, checkpoint, ledger)
+    vectors = read_golden(golden, checkpoint, str(quantization), ledger)
     progress("optimizing", 0, 1)
     compiled = compile_graph(checkpoint, quantization, kv, max_step_tokens, context, ledger)
     if strict and (blocking := [e for e in compiled.context.ledger if e.kind in STRICT_KINDS]):
@@ -252,6 +254,7 @@ def _write(
             writer.add_bytes(f"code/{t.name}.so", jobs[t.name].result())
             progress("compiling code", index + 1, len(targets))
         writer.add_bytes("code/model.c", source.encode())
+        writer.add_bytes(_IR, print_module(compiled.module).encode())
         text = _add_text(writer, checkpoint)
         manifest = _manifest(checkpoint, compiled, targets, text, vectors, certificate)
         size = writer.finish(manifest)
@@ -300,6 +303,7 @@ def _manifest(
         "passes": [_pass_entry(r) for r in compiled.records],
         "targets": [_target_entry(t) for t in targets],
         "weights": [_weights_entry(compiled)],
+        "ir": _IR,
         "memory": _memory_entry(compiled),
         **text,
         "generation": {

@@ -22,10 +22,9 @@ from llamac.ir.registry import find_op
 from llamac.ir.types import TensorType
 from llamac.transform.base import Pass, PassContext, PassResult, Refusal
 
-REPRODUCIBLE = frozenset(
-    "constant iota cast add sub mul div neg rsqrt reciprocal pow less less_equal select reshape transpose broadcast slice "
-    "concat embedding".split()
-)
+_ARITHMETIC = ("add", "sub", "mul", "div", "neg", "rsqrt", "reciprocal", "pow", "less", "less_equal", "select", "cast")
+_MOVES = ("constant", "iota", "reshape", "transpose", "broadcast", "slice", "concat", "embedding")
+REPRODUCIBLE = frozenset((*_ARITHMETIC, *_MOVES))
 """Ops that give the same bits on every machine."""
 
 
@@ -54,7 +53,8 @@ class FoldConstants(Pass):
         return PassResult({"constant": folded}, tuple(refusals))
 
     def _is_constant(self, op: Op, known: dict[Value, Array]) -> bool:
-        fixed = all(isinstance(r.type, TensorType) and all(isinstance(d, int) for d in r.type.shape) for r in op.results)
+        types = [r.type for r in op.results]
+        fixed = all(isinstance(t, TensorType) and all(isinstance(d, int) for d in t.shape) for t in types)
         return fixed and all(v in known or _is_data(v) for v in op.operands)
 
     def _why_not(self, op: Op) -> str | None:

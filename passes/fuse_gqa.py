@@ -29,7 +29,11 @@ PATTERN = Node(
 
 _CAUSAL = Node(
     "select",
-    Node("less_equal", Node("reshape", Node("iota", name="keys"), name="row"), Node("reshape", Any("positions"), name="column")),
+    Node(
+        "less_equal",
+        Node("reshape", Node("iota", name="keys"), name="row"),
+        Node("reshape", Any("positions"), name="column"),
+    ),
     Scalar("shown", 0.0),
     Scalar("hidden", -math.inf),
 )

@@ -3,7 +3,7 @@
 Before: `%q = linear %x, @q`, `%k = linear %x, @k`, `%v = linear %x, @v`
 After:  `%y = linear %x, @qkv`, `%q = slice %y`, `%k = slice %y`, `%v = slice %y`
 
-Must not fire when the three weights are stored by different schemes (mixed GGUF files): joining would have to requantize.
+Must not fire when the three weights are stored by different schemes (mixed GGUF files): joining would requantize.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Turns the graph of one sequence with explicit past into the ragged step over a paged cache.
 
 Before: `step(ids[T], positions[T], past_k.0[K, P, h], ...) -> logits[T, V], k.0[K, P + T, h], ...`
-After:  `step(token_ids[T], positions[T], sequence_of_token[T], page_tables[S, N], logit_rows[R], cache) -> logits[R, V], cache`
+After:  `step(token_ids[T], positions[T], sequence_of_token[T], page_tables[S, N], logit_rows[R], cache)
+        -> logits[R, V], cache`
 
 Each attention with its rotations becomes `rope_append` and `attend`; only the wanted rows reach the final norm and the
 head. Its law: for every partition of the rows into steps and sequences, the result equals the captured graph run per
@@ -140,7 +141,8 @@ class _Lowering:
         assert isinstance(heads, int)
         cos, sin = self._tables(op)
         rows = [self.new.argument(n) for n in ("positions", "sequence_of_token", "page_tables")]
-        append = self._multi("rope_append", self.cache, self._qkv(op), cos, sin, *rows, at=op, layer=self.layer, heads=heads)
+        inputs = (self.cache, self._qkv(op), cos, sin, *rows)
+        append = self._multi("rope_append", *inputs, at=op, layer=self.layer, heads=heads)
         self.cache, q = append.results
         scale = op.attributes["scale"]
         mixed = self._op("attend", q, self.cache, *rows, at=op, layer=self.layer, heads=heads, scale=scale)
@@ -175,7 +177,7 @@ class _Lowering:
             stop, cut = start + _width(v), v.producer
             bounds = (cut.operands[0], cut.attributes["start"], cut.attributes["stop"]) if cut is not None else ()
             if linear is None or cut is None or cut.opcode != "slice" or bounds != (linear.result, start, stop):
-                raise LlamacError("LLC0505", op.location, "q, k and v are not projections, or the parts of one in order")
+                raise LlamacError("LLC0505", op.location, "q, k and v are not the parts of one projection")
             start = stop
         assert linear is not None
         if start != _width(linear.result):

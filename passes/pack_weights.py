@@ -1,4 +1,4 @@
-"""Replaces each chosen linear and embedding by its kernel over a packed weight, with activations quantized where needed.
+"""Replaces each linear and embedding by its kernel over a packed weight, with activations quantized where needed.
 
 Before: `%y = linear %x, @w {format = "i4g32s16"}`
 After:  `@w.packed = pack @w.quants, @w.scales {format}`, `%q, %s, %t = quantize_rows %x`,
@@ -66,8 +66,8 @@ def _pack(rewriter: Rewriter, op: Op) -> str | None:
 def _side_by_side(rewriter: Rewriter, swiglu: Op) -> Value:
     """Gate and up as columns of one value; each must be a product that nothing else uses."""
     for value in swiglu.operands:
-        producer = value.producer
-        if producer is None or producer.opcode not in ("linear_dense", "linear_grouped") or sum(value.users.values()) != 1:
+        is_product = value.producer is not None and value.producer.opcode in ("linear_dense", "linear_grouped")
+        if not is_product or sum(value.users.values()) != 1:
             reason = "gate and up are not two products that only the activation uses"
             raise LlamacError("LLC0505", swiglu.location, reason)
     return rewriter.op("concat", *swiglu.operands, axis=-1)

@@ -4,9 +4,9 @@ Before: `%3 = rms_norm %0, @w : ...`
 After:  `%3 = rms_norm %0, @w {buffers = [2359296]} : ...`
 
 Offsets are in bytes from the start of the arena, 64-byte aligned, and reuse what is no longer live. A linear with a
-residual writes over the residual when that dies there, and q is rotated inside qkv. -1 - i means argument i's own memory (an outlined layer updates
-its hidden state in place); -1000 is a cache or an output, which the caller owns. The parts of a concat along columns are
-written in place: each is a strip of the concat's buffer.
+residual writes over the residual when that dies there, and q is rotated inside qkv. -1 - i means argument i's own
+memory (an outlined layer updates its hidden state in place); -1000 is a cache or an output, which the caller owns. The
+parts of a concat along columns are written in place: each is a strip of the concat's buffer.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class _Planner:
             del self.live[offset]
 
     def _place(self, result: Value, op: Op, index: int, strips: dict[Value, Value]) -> None:
-        if isinstance(result.type, CacheType) or result in self.graph.outputs and self.graph.name == "step":
+        if isinstance(result.type, CacheType) or (result in self.graph.outputs and self.graph.name == "step"):
             self.place[result] = EXTERNAL
             return
         last = max(self.last_use.get(result, index), len(self.graph.ops) if result in self.graph.outputs else 0)
@@ -116,7 +116,8 @@ class _Planner:
         if op.opcode in _UPDATED:
             taken = op.operands[_UPDATED[op.opcode]]
             if self.last_use[taken] != index or taken in self.graph.outputs:
-                raise LlamacError("LLC0505", op.location, f"{op.opcode} updates {taken!r} in place, which has a later use")
+                reason = f"{op.opcode} updates {taken!r} in place, which has a later use"
+                raise LlamacError("LLC0505", op.location, reason)
             return taken
         at = _RESIDUAL.get(op.opcode)
         if at is None or len(op.operands) <= at:

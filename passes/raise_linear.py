@@ -3,8 +3,8 @@
 Before: `%t = transpose @w {permutation = [1, 0]}`, `%y = matmul %x, %t`
 After:  `%y = linear %x, @w`
 
-A cast of the weight to a wider dtype disappears: `linear` reads the stored weight. Must not fire when the second operand
-is an activation, or when the weight would be narrowed.
+A cast of the weight to a wider dtype disappears: `linear` reads the stored weight. Must not fire when the second
+operand is an activation, or when the weight would be narrowed.
 """
 
 from __future__ import annotations

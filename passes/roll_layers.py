@@ -1,11 +1,11 @@
 """Outlines layers that are equal up to their weights into one function, called once a layer.
 
 Before: the ops of layers.0, the ops of layers.1, ...
-After:  `graph @layer(%hidden, %cache, ..., %w0, %w1, ...)`, and `call %h, %c, ..., @w0, @w1 {callee = "layer", layer = 0}`
+After:  `graph @layer(%hidden, %cache, ..., %w0, ...)`, and `call %h, %c, ..., @w0, ... {callee = "layer", layer = 0}`
 
-Layers are equal when their ops, attributes and shapes are; a layer that differs (another format, say) becomes a function
-of its own when it occurs at least twice, else it stays in line. Must not fire when a layer hands on anything but the
-hidden state and the cache.
+Layers are equal when their ops, attributes and shapes are; a layer that differs (another format, say) becomes a
+function of its own when it occurs at least twice, else it stays in line. Must not fire when a layer hands on anything
+but the hidden state and the cache.
 """
 
 from __future__ import annotations

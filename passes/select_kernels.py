@@ -3,9 +3,9 @@
 Before: `linear %x, @w`, `embedding @w, %ids`
 After:  `linear %x, @w {format = "u4g32s16m16"}`, `embedding @w, %ids {format = ...}`
 
-The scheme of the weight decides: integers with scales keep exactly those, in integer dot products with int8 activations;
-float weights keep their dtype and are multiplied with f32 activations. A table that is also the head is packed once, for
-both uses. Must not fire on a weight that no kernel can hold.
+The scheme of the weight decides: integers with scales keep exactly those, in integer dot products with int8
+activations; float weights keep their dtype and are multiplied with f32 activations. A table that is also the head is
+packed once, for both uses. Must not fire on a weight that no kernel can hold.
 """
 
 from __future__ import annotations

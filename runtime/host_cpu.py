@@ -21,7 +21,6 @@ from .run_plan import CodeTarget
 _SYSTEMS = {"linux": "linux", "darwin": "macos", "win32": "windows"}
 
 
-
 @dataclass(frozen=True)
 class HostCpu:
     """A machine as targets see it: `x86_64` or `aarch64`, the operating system, and the CPU's feature flags."""

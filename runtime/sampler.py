@@ -2,8 +2,7 @@
 
 repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw. A temperature of 0 takes the largest logit, the
 lowest id among equals. Draws come from a counter-based generator, so a seed gives the same ids wherever the logits are
-the
-same.
+the same.
 """
 
 from __future__ import annotations

@@ -21,6 +21,9 @@ from . import abi
 from .hazards import Hazards, Region
 from .toolchain import kernel_source
 
+LARGEST_HEAD = 256
+"""LLAMAC_MOST_HEAD_DIM of the kernel library."""
+
 _C_TYPES = {"f32": "LLAMAC_F32", "f16": "LLAMAC_F16", "bf16": "LLAMAC_BF16", "e4m3fn": "LLAMAC_E4M3FN"}
 
 
@@ -35,9 +38,9 @@ class Limits:
     weight_bytes: int
 
 
-def generate(module: Module, placed: list[PlacedWeight], limits: Limits, title: str) -> str:
-    """The C source of one self-contained code member."""
-    return _Generator(module, placed, limits, title).run()
+def generate(module: Module, placed: list[PlacedWeight], limits: Limits, title: str, trace: bool = False) -> str:
+    """The C source of one self-contained code member; with `trace` it hands out every intermediate value."""
+    return _Generator(module, placed, limits, title, trace).run()
 
 
 @dataclass
@@ -55,10 +58,14 @@ class _Generator:
     placed: list[PlacedWeight]
     limits: Limits
     title: str
+    trace: bool = False
     kernels: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> str:
         self.cache = self.module.step.argument("cache").cache
+        if self.cache.head_dim > LARGEST_HEAD:
+            reason = f"heads of {self.cache.head_dim} are wider than the attention kernel's {LARGEST_HEAD}"
+            raise LlamacError("LLC0605", "attention", reason, "this architecture needs another backend")
         bodies = []
         for name, graph in self.module.graphs.items():
             if name != "step":
@@ -68,6 +75,7 @@ class _Generator:
             abi.banner(self.title),
             kernel_source(),
             abi.declarations(self.limits, self.cache),
+            *([abi.trace()] if self.trace else []),
             "/* Kernels of this model: shapes and formats are constants, so the compiler specializes each. */\n",
             *self.kernels.values(),
             *bodies,
@@ -144,10 +152,23 @@ class _Function:
         self.strips = strips(self.graph)
         self.weights = [a for a in self.graph.arguments if not self.is_step and self._is_weight(a)]
         self.graph.rename_values()
-        for op in self.graph.ops:
+        for index, op in enumerate(self.graph.ops):
             self.lines.append(f"  /* {_comment(op)} */")
             getattr(self, f"emit_{op.opcode}", self._unknown)(op)
+            if self.generator.trace and op.opcode != "call":
+                self._trace(index, op)
         return "\n".join([*self._head(), *self.lines, "}", ""])
+
+    def _trace(self, index: int, op: Op) -> None:
+        """Hand out the results of an op once every thread has written its part, and before any goes on."""
+        layer = "NO_LAYER" if self.is_step else "layer"
+        calls = [
+            f'  llamac_trace(th, "{self.graph.name}", {index}, {number}, {layer}, {self.places[value].pointer}, '
+            f"{self.places[value].stride});"
+            for number, value in enumerate(op.results)
+            if isinstance(value.type, TensorType)
+        ]
+        self.lines += ["  llamac_barrier(th);", *calls, "  llamac_barrier(th);"]
 
     def _unknown(self, op: Op) -> None:
         raise LlamacError("LLC0605", op.location, f"the CPU backend has no code for {op.opcode}")

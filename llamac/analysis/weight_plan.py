@@ -58,7 +58,7 @@ def _stored(weight: Weight) -> tuple[str, tuple[int, ...]]:
 
 
 def bytes_per_token(module: Module, placed: list[PlacedWeight]) -> int:
-    """Weight bytes that a decode step of one token reads: all of them, but one row of a table that is only looked up."""
+    """Weight bytes that a decode step of one token reads: all, but one row of a table that is only looked up."""
     total = 0
     for item in placed:
         looked_up = all(op.opcode == "embed_rows" for op in item.weight.users)

@@ -11,9 +11,9 @@ import struct
 from collections.abc import Iterator
 from typing import NoReturn
 
-from llamac.artifact import layout
-from llamac.artifact.layout import CENTRAL, END, END64, END_BYTES, IN_ZIP64_32, LOCAL, LOCATOR, Member
-from llamac.artifact.source_file import SourceFile
+from . import layout
+from .layout import CENTRAL, END, END64, END_BYTES, IN_ZIP64_32, LOCAL, LOCATOR, Member
+from .source_file import SourceFile
 
 MAXIMUM_MEMBERS = 10_000
 MAXIMUM_ENTRY_BYTES = 1024

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llamac.artifact.directory import header_damage
-from llamac.artifact.hashing import MemberHasher
-from llamac.artifact.layout import Member
-from llamac.artifact.manifest import MANIFEST, Manifest, canonical_json, manifest_hash_line
-from llamac.artifact.source_file import SourceFile
 from llamac.errors import LlamacError
+
+from .directory import header_damage
+from .hashing import MemberHasher
+from .layout import Member
+from .manifest import MANIFEST, Manifest, canonical_json, manifest_hash_line
+from .source_file import SourceFile
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) while long hashes run."""

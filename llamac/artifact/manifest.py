@@ -83,6 +83,7 @@ SCHEMA: tuple[Key, ...] = (
     Key("weights[].tensors[].format", "text", "number format, such as bf16 or i4g32s16"),
     Key("weights[].tensors[].shape", "list", "logical shape, before packing"),
     Key("weights[].tensors[].shape[]", "integer", "one dimension"),
+    Key("ir", "text?", "member with the kernel-level IR that the code was generated from", optional=True),
     Key("memory", "object", "the memory plan"),
     Key("memory.arena_bytes", "integer", "scratch memory of one step"),
     Key("memory.kv_page_tokens", "integer", "tokens in a page of the key-value cache"),
@@ -258,7 +259,7 @@ def _check_members(manifest: Manifest, where: str) -> None:
 
 def _check_references(manifest: Manifest, where: str) -> None:
     """Everything that names a member or a layout names one that exists."""
-    named: list[tuple[str, str | None]] = [("chat_template", manifest["chat_template"])]
+    named: list[tuple[str, str | None]] = [("chat_template", manifest["chat_template"]), ("ir", manifest.get("ir"))]
     for index, target in enumerate(manifest["targets"]):
         named += [(f"targets[{index}].{key}", target[key]) for key in ("code", "source")]
     for index, entry in enumerate(manifest["weights"]):

@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llamac.artifact.directory import read_members
-from llamac.artifact.integrity import Finding, Progress, data_findings, header_findings, member_findings
-from llamac.artifact.layout import Member
-from llamac.artifact.manifest import (
+from llamac.errors import did_you_mean
+
+from .directory import read_members
+from .integrity import Finding, Progress, data_findings, header_findings, member_findings
+from .layout import Member
+from .manifest import (
     MANIFEST,
     MANIFEST_HASH,
     MAXIMUM_MANIFEST_BYTES,
@@ -22,8 +24,7 @@ from llamac.artifact.manifest import (
     manifest_hash_line,
     parse_manifest,
 )
-from llamac.artifact.source_file import SourceFile
-from llamac.errors import did_you_mean
+from .source_file import SourceFile
 
 Check = Literal["none", "load", "full"]
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from llamac.artifact.directory import read_members
-from llamac.artifact.integrity import Finding, Progress, data_findings, header_findings
-from llamac.artifact.read import read_manifest
-from llamac.artifact.source_file import SourceFile
 from llamac.errors import LlamacError
+
+from .directory import read_members
+from .integrity import Finding, Progress, data_findings, header_findings
+from .read import read_manifest
+from .source_file import SourceFile
 
 _NOT_A_FINDING = "LLC0704"
 

@@ -17,9 +17,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from llamac.artifact.hashing import BLOCK_BYTES, MemberHasher
-from llamac.artifact.layout import Member, directory, is_safe_name, local_header
-from llamac.artifact.manifest import (
+from llamac.errors import LlamacError
+
+from .hashing import BLOCK_BYTES, MemberHasher
+from .layout import Member, directory, is_safe_name, local_header
+from .manifest import (
     MANIFEST,
     MANIFEST_HASH,
     MAXIMUM_MANIFEST_BYTES,
@@ -28,7 +30,6 @@ from llamac.artifact.manifest import (
     check_manifest,
     manifest_hash_line,
 )
-from llamac.errors import LlamacError
 
 ByteSource = bytes | bytearray | memoryview | np.ndarray[Any, np.dtype[Any]]
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}

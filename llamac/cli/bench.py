@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llamac.cli.options import json_option, loading_options, open_model, print_json
+from .options import json_option, loading_options, open_model, print_json
 
 if TYPE_CHECKING:
     from llamac.runtime.benchmark import Repeat
@@ -92,7 +92,7 @@ def _peak_rss_bytes() -> int:
 
 
 def _print_text(result: dict[str, Any]) -> None:
-    from llamac.cli.inspect import human_bytes
+    from .inspect import human_bytes
 
     click.echo(f"{result['model']} ({result['target']}, {result['threads']} threads)")
     click.echo(f"  load                 {result['load_ms']:10.1f} ms")

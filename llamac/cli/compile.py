@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llamac.cli.options import json_option, print_json
 from llamac.errors import LlamacError
+
+from .options import json_option, print_json
 
 if TYPE_CHECKING:
     from llamac.driver import CompileResult

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from llamac.cli.options import json_option, print_json
+from .options import json_option, print_json
 
 Manifest = Mapping[str, Any]
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")

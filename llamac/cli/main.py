@@ -20,8 +20,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "chat": ("llamac.cli.chat", "Talk with a compiled model."),
     "inspect": ("llamac.cli.inspect", "Show what is in a .llamac file; runs nothing from it."),
     "verify": ("llamac.cli.verify", "Check every byte of a .llamac file and replay its golden vectors."),
+    "diff": ("llamac.cli.diff", "Show what differs between two .llamac files; runs nothing from them."),
+    "diverge": ("llamac.cli.diverge", "Find the first value at which two .llamac files part ways."),
     "bench": ("llamac.cli.bench", "Time a compiled model against this machine's memory bandwidth."),
     "opt": ("llamac.cli.opt", "Run passes over IR text."),
+    "explore": ("llamac.cli.explore", "Write a page that shows what every pass did to a model."),
     "targets": ("llamac.cli.targets", "List the machines that llamac compiles for."),
     "passes": ("llamac.cli.passes", "List the compiler's passes."),
 }
@@ -31,6 +34,9 @@ UNEXPECTED = frozenset(
     {"LLC0100", "LLC0703", "LLC0803", "LLC0805", "LLC0806", "LLC0807", "LLC0808", "LLC0815", "LLC0817", "LLC0853"}
 )
 """Codes that are no fault of the input or the command line: exit code 1, where all others mean 2."""
+
+COMPILER_LIBRARIES = frozenset({"ml_dtypes", "rich", "ziglang"})
+"""What the extra `llamac[compile]` installs: a plain install can only run artifacts."""
 
 
 class Verbs(click.Group):
@@ -126,6 +132,9 @@ def _coded(error: Exception) -> LlamacError:
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "llamac"
         return LlamacError("LLC0101", where, error.format_message(), f"see {where} --help")
+    if isinstance(error, ModuleNotFoundError) and error.name in COMPILER_LIBRARIES:
+        reason = f"this verb needs the compiler, and {error.name} is not installed"
+        return LlamacError("LLC0600", "llamac", reason, 'pip install "llamac[compile]"')
     reason = f"{type(error).__name__}: {error}"
     return LlamacError("LLC0100", "llamac", reason, "run again with LLAMAC_TRACEBACK=1 and report what it prints")
 

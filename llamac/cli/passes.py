@@ -6,8 +6,9 @@ import dataclasses
 
 import click
 
-from llamac.cli.options import json_option, print_json
 from llamac.errors import LlamacError
+
+from .options import json_option, print_json
 
 
 @click.command("passes")

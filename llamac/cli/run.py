@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llamac.cli.options import generate_options, json_option, loading_options, open_model, print_json, sampling_options
 from llamac.errors import LlamacError
+
+from .options import generate_options, json_option, loading_options, open_model, print_json, sampling_options
 
 if TYPE_CHECKING:
     from llamac.runtime.generation import Generation

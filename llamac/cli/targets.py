@@ -6,9 +6,10 @@ import dataclasses
 
 import click
 
-from llamac.cli.options import json_option, print_json
 from llamac.host import cpu_features, machine_architecture
 from llamac.target import TARGETS
+
+from .options import json_option, print_json
 
 
 @click.command("targets")

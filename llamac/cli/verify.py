@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llamac.cli.options import byte_progress, json_option, print_json
 from llamac.errors import LlamacError
+
+from .options import byte_progress, json_option, print_json
 
 if TYPE_CHECKING:
     from llamac.artifact.integrity import Finding

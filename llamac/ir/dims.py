@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Union
 
 from llamac.errors import LlamacError
 
@@ -74,7 +73,7 @@ class Dim:
         return frozenset(name for monomial, _ in self.terms for name in monomial)
 
 
-DimLike = Union[int, Dim]
+DimLike = int | Dim
 
 
 _RESERVED = frozenset({"x", "true", "false", "inf", "nan", *DTYPES})

@@ -13,7 +13,7 @@ Kind = Literal["float", "int", "bool"]
 
 @dataclass(frozen=True)
 class DType:
-    """One element type. `storage` is the numpy dtype a file or an array of this type uses (i4 and u4: one byte each)."""
+    """One element type. `storage` is the numpy dtype a file or an array of this type uses (i4, u4: one byte each)."""
 
     name: str
     bits: int
@@ -52,11 +52,12 @@ DTYPES: dict[str, DType] = {
 
 def round_to(values: np.ndarray, dtype: DType) -> np.ndarray:
     """`values` (f32 or f64) rounded to the nearest `dtype`, ties to even, returned in the width of `values`."""
-    if not dtype.is_float or dtype is F32 and values.dtype == np.float32:
+    if not dtype.is_float or (dtype is F32 and values.dtype == np.float32):
         return values
     if dtype is BF16 and values.dtype == np.float32:
         return _round_bf16(values)
-    return values.astype(dtype.storage).astype(values.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # too large is infinite, as IEEE says
+        return values.astype(dtype.storage).astype(values.dtype)
 
 
 def widen(values: np.ndarray) -> np.ndarray:
@@ -72,4 +73,4 @@ def _round_bf16(values: np.ndarray) -> np.ndarray:
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
     # A NaN stays one even when its payload lies in the bits that are cut off; infinities round to themselves.
     is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
-    return np.where(is_nan, (bits | 0x00400000) & np.uint32(0xFFFF0000), rounded).view(np.float32)
+    return np.where(is_nan, (bits | 0x00400000) & np.uint32(0xFFFF0000), rounded).view(np.float32).reshape(values.shape)

@@ -1,7 +1,7 @@
 """The GGUF block formats, taken apart without loss: integers, one scale per group, and a minimum where there is one.
 
-Q4_0, Q4_1 and Q8_0 keep their own integers and f16 scales. The Q5 types' 5-bit integers are held in 8 bits; the K types'
-products d * sc and dmin * m are exact in f32, so values are exactly those of the blocks.
+Q4_0, Q4_1 and Q8_0 keep their own integers and f16 scales. The Q5 types' 5-bit integers are held in 8 bits; the K
+types' products d * sc and dmin * m are exact in f32, so values are exactly those of the blocks.
 Formats: ggml's block structures (ggml-common.h).
 """
 
@@ -100,7 +100,16 @@ BLOCKS: dict[str, BlockFormat] = {
     for f in (
         BlockFormat("q4_0", 18, 32, 32, I4, F16, None, _q4_0, lambda b: _half(b, 0)),
         BlockFormat(
-            "q4_1", 20, 32, 32, U4, F16, F16, lambda b: _nibbles(b[:, 4:20]), lambda b: _half(b, 0), lambda b: _half(b, 2)
+            "q4_1",
+            20,
+            32,
+            32,
+            U4,
+            F16,
+            F16,
+            lambda b: _nibbles(b[:, 4:20]),
+            lambda b: _half(b, 0),
+            lambda b: _half(b, 2),
         ),
         BlockFormat("q5_0", 22, 32, 32, I8, F16, None, _q5_0, lambda b: _half(b, 0)),
         BlockFormat(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Union
 
 from .dims import Dim
 from .dtypes import DType
 from .types import CacheType, TensorType, Type
 
-AttributeItem = Union[int, float, str, Dim]
-Attribute = Union[bool, int, float, str, Dim, DType, tuple[AttributeItem, ...]]
+AttributeItem = int | float | str | Dim
+Attribute = bool | int | float | str | Dim | DType | tuple[AttributeItem, ...]
 
 NAME = re.compile(r"[\w.\-]+")
 """What the text form can hold as a name of a weight, a graph or an argument."""
@@ -64,7 +63,7 @@ class DataSource:
     data: bytes
 
 
-WeightSource = Union[FileSource, DataSource]
+WeightSource = FileSource | DataSource
 
 
 class Weight(Value):

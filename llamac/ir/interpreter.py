@@ -6,7 +6,7 @@ rounded between ops, so that rewrites which are equal as mathematics agree to 1e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from llamac.errors import LlamacError, did_you_mean
 
 from .definition import Array, Evaluation
 from .dims import Dim
-from .dtypes import widen
+from .dtypes import round_to, widen
 from .evaluator import RowReader, WeightEvaluator, refuse_file_weights
 from .graph import DataSource, Graph, Module, Op, Value, Weight
 from .ops.cache_ops import CacheState
@@ -23,12 +23,23 @@ from .registry import find_op
 from .types import CacheType, TensorType
 
 
+Observe = Callable[[Graph, int, Mapping[str, int], Sequence[Any]], None]
+"""(graph, index of the op, values of the symbols, the op's results), called after every op."""
+
+
 class Interpreter:
     """Evaluates the graphs of one module; weights are read once and kept, so it is for small models."""
 
-    def __init__(self, module: Module, read_rows: RowReader = refuse_file_weights, exact: bool = False) -> None:
+    def __init__(
+        self,
+        module: Module,
+        read_rows: RowReader = refuse_file_weights,
+        exact: bool = False,
+        observe: Observe | None = None,
+    ) -> None:
         self.module = module
         self.exact = exact
+        self._observe = observe
         self._evaluator = WeightEvaluator(read_rows)
         self._weights: dict[Weight, Array] = {}
 
@@ -74,6 +85,8 @@ class Interpreter:
             run = Evaluation(arguments, op.attributes, types, bound, exact, self._call)
             for result, found in zip(op.results, find_op(op.opcode).evaluate(run), strict=True):
                 values[result] = found
+            if self._observe is not None:
+                self._observe(graph, index, bound, [values[r] for r in op.results])
             for v in op.operands:
                 if last_use[v] == index and v not in kept:
                     values.pop(v, None)
@@ -109,8 +122,9 @@ class Interpreter:
             values = ", ".join(f"{name} = {value}" for name, value in sorted(symbols.items()))
             reason = f"{argument!r} was given shape {array.shape}{f' with {values}' if values else ''}"
             raise LlamacError("LLC0406", where, reason)
-        kind = (np.float64 if self.exact else np.float32) if type.dtype.is_float else type.dtype.storage
-        return array.astype(kind)
+        if not type.dtype.is_float:
+            return array.astype(type.dtype.storage)
+        return array.astype(np.float64) if self.exact else round_to(array.astype(np.float32), type.dtype)
 
 
 def _bind(argument: Value, given: Any, symbols: dict[str, int]) -> None:

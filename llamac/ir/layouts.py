@@ -6,7 +6,7 @@ stream. Panels follow each other; N is padded to 16 with zeros. Inside a panel:
 * dense (`f32 f16 bf16`): [k][16] elements. `e4m3fn`: [k][16] bytes, then 16 f32 row scales.
 * grouped (`i4g32s16m16`: quants, group, scale bits, min bits): sections quants | scales | mins, each at a multiple of
   64 bytes. 4-bit quants: 64-byte vector j covers k = 8j..8j+7; lane n, byte b holds k = 8j+b low and 8j+4+b high.
-  8-bit quants: vector j covers k = 4j..4j+3. Signed quants are stored with 8 or 128 added. Scales and mins: [group][16].
+  8-bit quants: vector j covers k = 4j..4j+3. Signed quants are stored with 8 or 128 added. Scales, mins: [group][16].
 """
 
 from __future__ import annotations

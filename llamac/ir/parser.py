@@ -96,7 +96,8 @@ class _Parser:
     def expect_kind(self, kind: str) -> str:
         token = self.tokens[self.index]
         if token.kind != kind:
-            self.fail(f"expected a {kind}, found '{token.text}'")
+            article = "an" if kind == "integer" else "a"
+            self.fail(f"expected {article} {kind}, found '{token.text}'")
         self.index += 1
         return token.text
 
@@ -293,9 +294,10 @@ class _Parser:
         if self.take("["):
             items: list[AttributeItem] = []
             while not self.take("]"):
+                start = self.tokens[self.index].offset
                 item = self.attribute()
-                if isinstance(item, tuple | DType):
-                    self.fail("a list holds numbers, strings or dimensions")
+                if isinstance(item, tuple | DType | bool):
+                    self._fail_at(start, "a list holds numbers, strings or dimensions")
                 items.append(item)
                 if not self.peek("]"):
                     self.expect(",")
@@ -357,23 +359,26 @@ class _Parser:
 
     def _cache(self) -> CacheType:
         self.expect("<")
-        numbers: list[int] = []
-        for name in ("layers", "kv_heads", "head_dim", "page"):
-            self.expect(name)
-            self.expect("=")
-            numbers.append(int(self.expect_kind("integer")))
-            self.expect(",")
+        layers, kv_heads, head_dim, page = map(self._number, ("layers", "kv_heads", "head_dim", "page"))
         dtype = self.expect_kind("word")
         if dtype not in DTYPES:
             self.index -= 1
             self.fail(f"unknown dtype '{dtype}'{did_you_mean(dtype, DTYPES)}")
         self.expect(">")
-        found = CacheType(*numbers, DTYPES[dtype])
+        found = CacheType(layers, kv_heads, head_dim, page, DTYPES[dtype])
         try:
             check_type(found)
         except OpError as error:
             self.fail(str(error))
         return found
+
+    def _number(self, name: str) -> int:
+        """`name = 1,` inside a cache type."""
+        self.expect(name)
+        self.expect("=")
+        number = int(self.expect_kind("integer"))
+        self.expect(",")
+        return number
 
 
 def _unquoted(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Union
 
 from .dims import Dim, DimLike, evaluate, substitute
 from .dtypes import DType
@@ -61,7 +60,7 @@ class CacheType:
         return 2 * self.layers * self.kv_heads * self.head_dim * self.page * self.dtype.bits // 8
 
 
-Type = Union[TensorType, CacheType]
+Type = TensorType | CacheType
 
 
 def tensor(*parts: DimLike | DType) -> TensorType:

@@ -38,7 +38,8 @@ def verify(module: Module) -> None:
 
 
 def _error(where: str, reason: str) -> LlamacError:
-    return LlamacError("LLC0403", where, reason, "this is a malformed graph; `--verify-each` names the pass that made it")
+    hint = "this is a malformed graph; `--verify-each` names the pass that made it"
+    return LlamacError("LLC0403", where, reason, hint)
 
 
 def _verify_names(where: str, names: Iterable[str]) -> None:

@@ -10,6 +10,8 @@ from typing import ClassVar
 from llamac.ir.evaluator import RowReader, refuse_file_weights
 from llamac.ir.graph import Module
 
+from .analyses import AnalysisManager
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -34,10 +36,11 @@ class LedgerEntry:
 
 @dataclass
 class PassContext:
-    """What passes may read besides the module: weight bytes. What they may write: the ledger."""
+    """What passes may read besides the module: weight bytes, analyses. What they may write: the ledger."""
 
     read_rows: RowReader = refuse_file_weights
     ledger: list[LedgerEntry] = field(default_factory=list)
+    analyses: AnalysisManager = field(default_factory=AnalysisManager)
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,14 @@ class Pass:
     """One rewrite of a module, named verb-object.
 
     `requires` lists the levels it accepts, `produces` the level it leaves the module at (None: as it was). `run`
-    changes the module in place; running it twice changes nothing the second time.
+    changes the module in place; running it twice changes nothing the second time. `after` is for passes outside llamac:
+    the step of the pipeline behind which `--passes-from` puts them.
     """
 
     name: ClassVar[str]
     requires: ClassVar[tuple[str, ...]]
     produces: ClassVar[str | None] = None
+    after: ClassVar[str] = ""
 
     def run(self, module: Module, context: PassContext) -> PassResult:
         """Rewrite `module` and say what was done."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Union
 
 from llamac.ir.graph import Op, Value, Weight
 from llamac.ir.registry import find_op
@@ -60,7 +59,7 @@ class Optional:
     inner: Pattern
 
 
-Pattern = Union[Any, AnyWeight, Scalar, Node, Optional]
+Pattern = Any | AnyWeight | Scalar | Node | Optional
 
 
 @dataclass

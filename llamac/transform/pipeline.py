@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llamac.errors import LlamacError
@@ -36,16 +36,29 @@ class PassRecord:
 AfterPass = Callable[[Pass, Module, PassResult], None]
 
 
+class Instrument:
+    """Watches a pipeline run. It may read the module, and raise to stop the run; it must not change anything."""
+
+    def before(self, item: Pass, module: Module) -> None:
+        """The module is about to go through `item`."""
+
+    def after(self, item: Pass, module: Module, result: PassResult) -> None:
+        """`item` has run, and the module has been verified."""
+
+
 def run_pipeline(
     module: Module,
     steps: Iterable[Step],
     context: PassContext,
     after: AfterPass | None = None,
     verify_each: bool = True,
+    instruments: Sequence[Instrument] = (),
 ) -> list[PassRecord]:
-    """Run `steps` on `module` in place; `after` sees the module after each pass."""
+    """Run `steps` on `module` in place; `instruments`, and `after` for those who need no more, see it on the way."""
     records = []
     for step in steps:
+        for instrument in instruments:
+            instrument.before(step.run, module)
         started = time.perf_counter()
         result = run_pass(module, step.run, context)
         seconds = time.perf_counter() - started
@@ -53,6 +66,8 @@ def run_pipeline(
             _verify(module, step.run)
         _check_counts(step, result)
         records.append(PassRecord(step.run.name, step.run.options(), result, seconds))
+        for instrument in instruments:
+            instrument.after(step.run, module, result)
         if after is not None:
             after(step.run, module, result)
     return records
@@ -68,6 +83,8 @@ def run_pass(module: Module, item: Pass, context: PassContext) -> PassResult:
             "`llamac passes --pipeline cpu` prints a working order",
         )
     result = item.run(module, context)
+    if result.changed:
+        context.analyses.invalidate()
     if item.produces is not None:
         module.level = item.produces
     return result

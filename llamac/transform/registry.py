@@ -1,4 +1,7 @@
-"""Every pass by name, as `module:Class` so that listing them imports none of them."""
+"""Every pass by name, as `module:Class` so that listing them imports none of them.
+
+Installed packages add theirs in the entry point group `llamac.passes`, as `fuse-something = "pkg.module:FuseSomething"`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import dataclasses
 import importlib
 import re
 from functools import cache
+from importlib.metadata import entry_points
 
 from llamac.errors import LlamacError, did_you_mean
 from llamac.ir.graph import Attribute
@@ -42,16 +46,46 @@ BUILT_IN: dict[str, str] = {
 }
 
 
+ENTRY_POINTS = "llamac.passes"
+
+
+@cache
+def outside_passes() -> dict[str, str]:
+    """The passes of installed packages, as in `BUILT_IN`; a built-in name cannot be taken (LLC0509)."""
+    found: dict[str, str] = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name in BUILT_IN or found.get(point.name, point.value) != point.value:
+            owner = "llamac" if point.name in BUILT_IN else found[point.name]
+            reason = f"{point.value} wants the pass name of {owner}"
+            raise LlamacError("LLC0509", point.name, reason, "rename the entry point, or uninstall its package")
+        found[point.name] = point.value
+    return found
+
+
 @cache
 def pass_class(name: str) -> type[Pass]:
     """The pass called `name` (LLC0502 with the near match when there is none)."""
-    if name not in BUILT_IN:
-        raise LlamacError(
-            "LLC0502", name, f"unknown pass{did_you_mean(name, BUILT_IN)}", "`llamac passes` lists them"
-        )
-    module, _, attribute = BUILT_IN[name].partition(":")
-    found: type[Pass] = getattr(importlib.import_module(module), attribute)
+    place = BUILT_IN.get(name) or outside_passes().get(name)
+    if place is None:
+        known = [*BUILT_IN, *outside_passes()]
+        raise LlamacError("LLC0502", name, f"unknown pass{did_you_mean(name, known)}", "`llamac passes` lists them")
+    module, _, attribute = place.partition(":")
+    if name in BUILT_IN:
+        found = getattr(importlib.import_module(module), attribute)
+    else:
+        found = _outside_class(name, module, attribute)
     assert issubclass(found, Pass) and found.name == name
+    return found
+
+
+def _outside_class(name: str, module: str, attribute: str) -> type[Pass]:
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever the package's own code raises is a failure to load it
+        reason = f"{module}:{attribute} cannot be loaded: {type(error).__name__}: {error}"
+        raise LlamacError("LLC0509", name, reason, "the package that provides this pass is broken") from error
+    if not (isinstance(found, type) and issubclass(found, Pass) and found.name == name):
+        raise LlamacError("LLC0509", name, f"{module}:{attribute} is not a pass of that name", "see docs/write-a-pass.md")
     return found
 
 
@@ -59,7 +93,7 @@ def parse_pass(text: str) -> Pass:
     """A pass from its text form, `quantize-int4{group=64}`."""
     shape = re.fullmatch(r"([^{}]+)(?:\{([^{}]*)\})?", text.strip())
     if shape is None:
-        raise LlamacError("LLC0502", text.strip(), "expected a pass name, with options as in {group=64,asymmetric=true}")
+        raise LlamacError("LLC0502", text.strip(), "expected a pass name, with options as in {group=64,weights=all}")
     name, inside = shape.groups("")
     found = pass_class(name)
     defaults = {f.name: f.default for f in dataclasses.fields(found)}

@@ -3,7 +3,9 @@
 What is compared is what a user sees: the logits of every token of some sequences. At captured and model level each
 sequence is run whole and in two parts with explicit past; from `lower-kv-cache` on, the same tokens go through the ragged
 step, cut and interleaved at random. In exact mode (f64, nothing rounded) a rewrite must agree to `EXACT_BOUND`; a pass
-that changes weights is compared with the graph before it, run on the weights it made. Bounded evidence, not a proof.
+that changes weights is compared with the graph before it, run on the weights it made, and those weights with what
+rounding them may do (`rounding`). Once memory is planned, values live in the planned bytes and nowhere else (`arena`).
+Bounded evidence, not a proof.
 """
 
 from __future__ import annotations
@@ -21,13 +23,19 @@ from llamac.ir.graph import Module, Weight
 from llamac.ir.interpreter import Interpreter
 from llamac.ir.levels import KERNEL, LOWERING
 from llamac.ir.ops.cache_ops import CacheState
+from llamac.ir.parser import parse_module
+from llamac.ir.printer import print_module
 
+from .arena import ArenaInterpreter, is_planned
 from .base import Pass, PassContext, PassResult
 from .matrices import matrices
-from .pipeline import Step, run_pipeline
+from .pipeline import Instrument, Step, run_pipeline
+from .rounding import is_recoded, rounding_ratio
 
 EXACT_BOUND = 1e-10
 """Largest difference of a logit in exact mode, relative to the largest logit."""
+
+_LOOK = "`llamac opt --explain` and `--print-ir-after` show what the pass did"
 
 DTYPE_FACTOR = 1.5
 """How much larger the root mean square error of the final graph may be than that of the captured one, in dtype mode."""
@@ -79,7 +87,7 @@ def make_scenario(vocabulary: int, page: int, seed: int) -> Scenario:
     return Scenario(tuple(sequences), seed)
 
 
-class Validator:
+class Validator(Instrument):
     """Runs a pipeline on a small model and compares after every pass."""
 
     def __init__(self, read_rows: RowReader, scenario: Scenario) -> None:
@@ -87,37 +95,81 @@ class Validator:
         self.scenario = scenario
         self.verdicts: list[Verdict] = []
 
-    def run(self, module: Module, steps: Sequence[Step]) -> list[Verdict]:
+    def run(self, module: Module, steps: Sequence[Step], instruments: Sequence[Instrument] = ()) -> list[Verdict]:
         """Validate every step (LLC0507 for the first that does not hold)."""
         rounded_before = self.logits(module, exact=False)
         exact = self._before = self.logits(module, exact=True)
-        self._kept = _snapshot(module)
-        run_pipeline(module, steps, PassContext(self.read_rows), after=self._after)
+        self._text = print_module(module)
+        run_pipeline(module, steps, PassContext(self.read_rows), instruments=[*instruments, self])
         changed_weights = any(v.against == "its own weights" for v in self.verdicts)
         if not changed_weights and not _quantizes_activations(module):
             self._check_rounding(module, exact, rounded_before)
         return self.verdicts
 
-    def _after(self, item: Pass, module: Module, result: PassResult) -> None:
-        found = self.logits(module, exact=True)
-        replaced = self._replaced_weights(module)
-        before, against = self._before, "the graph before"
-        if replaced:
-            before, against = self._on_weights(replaced), "its own weights"
-        self._judge(item.name, found, before, EXACT_BOUND, against)
-        self._before = found
-        self._kept = _snapshot(module)
+    def before(self, item: Pass, module: Module) -> None:
+        self._matrices = {} if module.level in (LOWERING, KERNEL) else {w.name: w for w in matrices(module, "all")}
 
-    def _judge(self, name: str, found: Array, before: Array, bound: float, against: str) -> None:
+    def after(self, item: Pass, module: Module, result: PassResult) -> None:
+        text = print_module(module)
+        if text == self._text:
+            # The text holds all of a module, so there is nothing to run.
+            self.verdicts.append(Verdict(item.name, 0.0, EXACT_BOUND, True, "the graph before"))
+            return
+        self._check_report(item, text, result)
+        found = self._run(item, module)
+        replaced = self._replaced_weights(module)
+        if replaced:
+            self._judge_weights(item, replaced)
+            evaluator = WeightEvaluator(self.read_rows)
+            values = {origin: evaluator.whole(weight) for origin, weight in replaced.items()}
+            self._judge(item.name, found, self._on_weights(values), "its own weights")
+        else:
+            self._judge(item.name, found, self._before, "the graph before")
+        if is_planned(module):
+            self._judge(item.name, self._run(item, module, in_arena=True), found, "memory without reuse")
+        self._before, self._text = found, text
+
+    def _run(self, item: Pass, module: Module, in_arena: bool = False) -> Array:
+        """Exact logits after `item`; a module that cannot be run any more is its fault."""
+        try:
+            return self.logits(module, exact=True, in_arena=in_arena)
+        except Exception as error:
+            reason = f"the module after it does not run: {type(error).__name__}: {error}"
+            raise LlamacError("LLC0507", item.name, reason, _LOOK) from error
+
+    def _check_report(self, item: Pass, text: str, result: PassResult) -> None:
+        """Analyses are kept after a pass that reports no change, so the report must be true."""
+        changed = text.partition("\n")[2] != self._text.partition("\n")[2]  # the first line names the level
+        if changed and not result.changed:
+            reason = "reports that nothing changed, but the module did"
+            raise LlamacError("LLC0507", item.name, reason, "count what the pass does in its PassResult")
+
+    def _judge(self, name: str, found: Array, before: Array, against: str) -> None:
         difference = relative_difference(found, before)
-        self.verdicts.append(Verdict(name, difference, bound, difference <= bound, against))
-        if not difference <= bound:
+        self.verdicts.append(Verdict(name, difference, EXACT_BOUND, difference <= EXACT_BOUND, against))
+        if not difference <= EXACT_BOUND:
+            amount = f"logits differ by {difference:.2e} from {against}, bound {EXACT_BOUND:.0e}"
             raise LlamacError(
                 "LLC0507",
                 name,
-                f"changes what the model computes: logits differ by {difference:.2e} from {against}, bound {bound:.0e}",
-                "`llamac opt --explain` and `--print-ir-after` show what the pass did",
+                f"changes what the model computes: {amount}",
+                _LOOK,
             )
+
+    def _judge_weights(self, item: Pass, replaced: Mapping[str, Weight]) -> None:
+        """Every matrix that the pass stores otherwise is as near to its old values as that storage allows."""
+        largest, worst = 0.0, ""
+        evaluator = WeightEvaluator(self.read_rows)
+        group = getattr(item, "group", None)
+        for origin, weight in replaced.items():
+            old, new = (evaluator.whole(w) for w in (self._matrices[origin], weight))
+            ratio = rounding_ratio(weight, old, new, group if isinstance(group, int) else None)
+            if not ratio <= largest:
+                largest, worst = ratio, weight.name
+        self.verdicts.append(Verdict(item.name, largest, 1.0, largest <= 1.0, "the weights before"))
+        if not largest <= 1.0:
+            reason = f"@{worst} is {largest:.3g} times as far from the values before as its format explains"
+            raise LlamacError("LLC0507", item.name, reason, "compare the scales and groups with those of the format")
 
     def _check_rounding(self, module: Module, exact: Array, rounded_before: Array) -> None:
         before = _rms(rounded_before - exact)
@@ -130,31 +182,30 @@ class Validator:
 
     # Weights that a pass replaced.
 
-    def _replaced_weights(self, module: Module) -> dict[str, Array]:
-        """Name before -> value after, for matrices that now are other values under a longer name."""
+    def _replaced_weights(self, module: Module) -> dict[str, Weight]:
+        """Name before -> weight after, for matrices that now are other values under a longer name."""
         if module.level in (LOWERING, KERNEL):
             return {}
-        evaluator = WeightEvaluator(self.read_rows)
-        before = {w.name for w in self._kept_matrices}
         found = {}
         for weight in matrices(module, "all"):
-            origin = next((n for n in before if weight.name.startswith(f"{n}.") and _is_recoded(weight, n)), None)
-            if weight.name not in before and origin is not None:
-                found[origin] = evaluator.whole(weight)
+            origins = (n for n in self._matrices if weight.name.startswith(f"{n}.") and is_recoded(weight, n))
+            origin = next(origins, None)
+            if weight.name not in self._matrices and origin is not None:
+                found[origin] = weight
         return found
 
-    @property
-    def _kept_matrices(self) -> list[Weight]:
-        return list(matrices(self._kept, "all"))
-
     def _on_weights(self, replaced: Mapping[str, Array]) -> Array:
-        return self.logits(self._kept, exact=True, overrides=replaced)
+        return self.logits(parse_module(self._text), exact=True, overrides=replaced)
 
     # Running.
 
-    def logits(self, module: Module, exact: bool, overrides: Mapping[str, Array] | None = None) -> Array:
+    def logits(
+        self, module: Module, exact: bool, overrides: Mapping[str, Array] | None = None, in_arena: bool = False
+    ) -> Array:
         """Logits of every token of every sequence, [tokens, vocabulary]."""
-        interpreter = Interpreter(module, self.read_rows, exact)
+        interpreter = (
+            ArenaInterpreter(module, self.read_rows) if in_arena else Interpreter(module, self.read_rows, exact)
+        )
         for name, value in (overrides or {}).items():
             interpreter.override(name, value)
         lowered = "cache" in [a.name for a in module.step.arguments]
@@ -199,18 +250,23 @@ class Validator:
         state = CacheState.empty(cache, sum(pages), interpreter.exact)
         found: list[list[Array]] = [[] for _ in sequences]
         for rows in self.scenario.partitions(cache.page):
-            logits, state = interpreter.run(self._ragged_inputs(rows, tables, state))
-            for (index, _), row in zip(rows, logits, strict=True):
-                found[index].append(row)
+            # The rows whose logits are wanted are asked for in another order than the tokens'.
+            wanted = np.roll(np.arange(len(rows), dtype=np.int32)[::-1], len(rows) // 3)
+            logits, state = interpreter.run(self._ragged_inputs(rows, tables, state, wanted))
+            ordered = dict(zip(wanted.tolist(), logits, strict=True))
+            for place, (index, _) in enumerate(rows):
+                found[index].append(ordered[place])
         return [np.stack(rows) for rows in found]
 
-    def _ragged_inputs(self, rows: list[tuple[int, int]], tables: Array, state: CacheState) -> dict[str, Any]:
+    def _ragged_inputs(
+        self, rows: list[tuple[int, int]], tables: Array, state: CacheState, wanted: Array
+    ) -> dict[str, Any]:
         return {
             "token_ids": np.array([self.scenario.sequences[s][p] for s, p in rows], np.int32),
             "positions": np.array([p for _, p in rows], np.int32),
             "sequence_of_token": np.array([s for s, _ in rows], np.int32),
             "page_tables": tables,
-            "logit_rows": np.arange(len(rows), dtype=np.int32),
+            "logit_rows": wanted,
             "cache": state,
         }
 
@@ -226,23 +282,6 @@ def _rms(x: Array) -> float:
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
 
 
-def _snapshot(module: Module) -> Module:
-    from llamac.ir.parser import parse_module
-    from llamac.ir.printer import print_module
-
-    return parse_module(print_module(module))
-
-
 def _quantizes_activations(module: Module) -> bool:
     return any(op.opcode.endswith(("quantize_rows", "_quantized")) for _, op in module.ops())
 
-
-def _is_recoded(weight: Weight, origin: str) -> bool:
-    """Whether `weight` is @origin with other values (quantized or cast), not with its rows moved."""
-    producer = weight.producer
-    if producer is None:
-        return False
-    if producer.opcode == "cast":
-        return producer.operands[0].name == origin
-    quants = producer.operands[0].producer if producer.opcode == "dequantize" else None
-    return quants is not None and quants.opcode in ("group_quants", "row_quants") and quants.operands[0].name == origin

@@ -18,9 +18,10 @@ from llamac.ir.dims import symbol
 from llamac.ir.dtypes import DTYPES, F32, I1, I32, U8, DType
 from llamac.ir.gguf_blocks import BLOCKS
 from llamac.ir.graph import DataSource, FileSource, Module, Value
+from llamac.ir.interpreter import Interpreter
 from llamac.ir.types import TensorType, Type, tensor
-from llamac.models.checkpoint import StoredTensor
 
+from ..checkpoint import StoredTensor
 from .config import LlamaConfig
 
 TOKENS = symbol("T")
@@ -125,17 +126,20 @@ class _LlamaBuilder:
         return self.llama3_scaled(inverse)
 
     def llama3_scaled(self, inverse: Value) -> Value:
-        """Long wavelengths divided by the factor, short ones kept, those between blended (transformers' llama3)."""
+        """Long wavelengths divided by the factor, short ones kept, those between blended (transformers' llama3).
+
+        Bit for bit as there: torch computes a number over a tensor as the tensor's reciprocal times the number.
+        """
         b, scaling = self.b, self.config.rope_scaling
         assert scaling is not None
         original, factor = float(scaling.original_context), b.constant(scaling.factor, F32)
         low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-        wavelength = b.op("div", b.constant(2 * math.pi, F32), inverse)
+        wavelength = b.op("mul", b.op("reciprocal", inverse), b.constant(2 * math.pi, F32))
         is_long = b.op("less", b.constant(original / low, F32), wavelength)
         scaled = b.op("select", is_long, b.op("div", inverse, factor), inverse)
         if low == high:
             return scaled  # a hard step: the blend would divide by zero
-        ratio = b.op("div", b.constant(original, F32), wavelength)
+        ratio = b.op("mul", b.op("reciprocal", wavelength), b.constant(original, F32))
         smooth = b.op("div", b.op("sub", ratio, b.constant(low, F32)), b.constant(high - low, F32))
         rest = b.op("div", b.op("mul", b.op("sub", b.constant(1.0, F32), smooth), scaled), factor)
         blended = b.op("add", rest, b.op("mul", smooth, scaled))
@@ -229,3 +233,12 @@ class _LlamaBuilder:
         with b.at(f"layers.{layer}.mlp"):
             hidden = b.op("add", hidden, self.mlp(layer, self.rms_norm(hidden, f"layers.{layer}.mlp_norm")))
         return hidden, k, v
+
+
+def inverse_frequencies(config: LlamaConfig) -> np.ndarray:
+    """The scaled inverse frequencies of `config` in f32, [head_dim / 2], bit for bit as fold-constants makes them."""
+    builder = _LlamaBuilder(config, {})
+    graph = builder.b.graph = new_graph(builder.module, "step", [])
+    graph.outputs = [builder.inverse_frequencies()]
+    (found,) = Interpreter(builder.module).run({})
+    return np.asarray(found, np.float32)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from llamac.ir.dtypes import DTYPES
 from llamac.ir.gguf_blocks import BLOCKS
-from llamac.models.checkpoint import StoredTensor
 
+from ..checkpoint import StoredTensor
 from .config import LlamaConfig, RopeScaling
 from .weights import expected_shapes
 
@@ -37,7 +37,7 @@ def shrink_config(config: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> L
     return dataclasses.replace(
         config,
         hidden_size=width or 40,
-        intermediate_size=width or 56,
+        intermediate_size=width or 136,  # two groups of 128 columns, the second short
         layers=min(config.layers, LAYERS),
         heads=kv_heads * group,
         kv_heads=kv_heads,
@@ -81,7 +81,11 @@ def _bytes(encoding: str, shape: tuple[int, ...]) -> int:
 
 
 class SyntheticWeights:
-    """Row bytes of the small model by seed. The embedding holds awkward rows: zeros, denormals, large values, twins."""
+    """Row bytes of the small model by seed.
+
+    The embedding holds awkward rows: zeros, denormals, large values, twins. Float matrices have rows and groups of
+    columns of very different sizes, so that a scale of the wrong row or group shows.
+    """
 
     def __init__(self, tensors: Mapping[str, StoredTensor], seed: int) -> None:
         self._rows: dict[str, NDArray[np.uint8]] = {}
@@ -102,10 +106,20 @@ def _synthetic(stored: StoredTensor, generator: np.random.Generator) -> NDArray[
     values = (generator.random(shape, np.float32) * 2 - 1) * np.float32(spread * math.sqrt(3))
     if len(stored.shape) == 1:
         values += 1
+    if len(stored.shape) == 2:
+        values = _uneven(values)
     if stored.name == "embed":
         values = _awkward(values * 4)
     data = values.astype(DTYPES[stored.encoding].storage)
     return np.ascontiguousarray(data).view(np.uint8).reshape(shape[0], -1)
+
+
+def _uneven(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Every third 16 columns eight times as large, every eighth row 4096 times smaller."""
+    rows, columns = values.shape
+    values[:, np.arange(columns) // 16 % 3 == 1] *= np.float32(8)
+    values[np.arange(rows) % 8 == 5] *= np.float32(2.0**-12)
+    return values
 
 
 def _awkward(values: NDArray[np.float32]) -> NDArray[np.float32]:

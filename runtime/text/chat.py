@@ -81,8 +81,7 @@ class ChatTemplate:
 
         Only control tokens that the template itself writes become control ids. Inside messages and tools they stay
         text, so that nobody can end a turn or begin another from within what they say. No BOS is added beyond the
-        template's
-        own.
+        template's own.
         """
         control = sorted(tokenizer.special_ids, key=len, reverse=True)
         pattern = re.compile("|".join(map(re.escape, control)) or "(?!)")

@@ -1,4 +1,4 @@
-"""Compiles and renders one chat template in the sandbox, and turns whatever goes wrong into one coded error with its line."""
+"""Compiles and renders one chat template in the sandbox; whatever goes wrong becomes one coded error with its line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SandboxedTemplate:
             raise LlamacError("LLC0910", WHERE, f"it cannot be compiled ({problem})", HINT_OWN_TEMPLATE) from problem
 
     def render(self, inputs: Mapping[str, Any], largest: int) -> str:
-        """The text for `inputs` (plain data only); no value on the way, nor the text, may exceed `largest` characters."""
+        """The text for `inputs` (plain data); no value on the way, nor the text, may exceed `largest` characters."""
         budget = Budget(time.monotonic() + self._time_limit, largest)
         token = chat_budget.current.set(budget)
         try:

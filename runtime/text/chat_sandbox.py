@@ -30,7 +30,7 @@ class RaisedByTemplate(TemplateError):
 
 
 class GenerationBlock(Extension):
-    """`{% generation %}...{% endgeneration %}` marks what the assistant says, for training; here its body is just rendered."""
+    """`{% generation %}...{% endgeneration %}` marks the assistant's words for training; here it is only rendered."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja declares it so)
 
@@ -101,7 +101,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         return self.binop_table[operator](left, right)
 
     # jinja calls this with positional self, context and object, so that a template may name its arguments as it likes.
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: PYI063
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """A call written in the template."""
         values = materialized(args)
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
@@ -120,7 +120,7 @@ def to_json(
 
 
 def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter with its arguments and result bounded; `wraps` keeps the marks by which jinja passes it the context."""
+    """The filter with arguments and result bounded; `wraps` keeps the marks by which jinja passes it the context."""
 
     @wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:

@@ -1,6 +1,6 @@
-"""The control tokens of Llama 3 and Llama 4, in the order of their ids after the ranks (Meta's llama3 and llama4 tokenizer.py).
+"""The control tokens of Llama 3 and Llama 4, in the order of their ids after the ranks.
 
-Written without their `<|` and `|>`.
+As in Meta's llama3 and llama4 tokenizer.py. Written without their `<|` and `|>`.
 """
 
 from __future__ import annotations

@@ -29,11 +29,11 @@ class Tokenizer(Protocol):
     """True when `encode` adds a space before the first word, which `decode` takes away again (SentencePiece)."""
 
     def encode(self, text: str, *, allow_special: bool = False, add_bos: bool | None = None) -> list[int]:
-        """Ids of `text`. `add_bos=None` follows the model's own rule and never doubles a BOS the text brought itself."""
+        """Ids of `text`. `add_bos=None` follows the model's rule and never doubles a BOS the text brought itself."""
         ...
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True, continuation: bool = False) -> str:
-        """Text of `ids`; invalid UTF-8 becomes U+FFFD. `continuation`: the ids follow others, so keep a leading space."""
+        """Text of `ids`; invalid UTF-8 becomes U+FFFD. With `continuation` a leading space is kept."""
         ...
 
     def token_bytes(self, token_id: int) -> bytes:

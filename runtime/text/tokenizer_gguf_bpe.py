@@ -63,7 +63,7 @@ def _pre_tokenizer(name: Any) -> PreTokenizer:
             "LLC0904",
             "tokenizer.ggml.pre",
             f"unknown pre-tokenizer '{name}'{did_you_mean(str(name), PRE_TOKENIZERS)}",
-            f"known are {', '.join(PRE_TOKENIZERS)}; compile from the Hugging Face directory, whose tokenizer.json is complete",
+            f"known are {', '.join(PRE_TOKENIZERS)}; compile the Hugging Face folder, whose tokenizer.json says all",
         )
     return PRE_TOKENIZERS[name]
 

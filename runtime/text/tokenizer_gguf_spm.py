@@ -63,7 +63,7 @@ class GgufSpmTokenizer(TokenizerBase):
         return ids
 
     def _merge(self, text: str) -> list[int]:
-        """Merge neighbours, best score first. `parts[i]` is the part that starts at character i, '' once merged away."""
+        """Merge neighbours, best score first; `parts[i]` starts at character i and is '' once merged away."""
         parts = list(text)
         after = [*range(1, len(parts)), -1]
         before = list(range(-1, len(parts) - 1))
@@ -98,7 +98,7 @@ class GgufSpmTokenizer(TokenizerBase):
 
 
 def load_gguf_spm(files: Mapping[str, bytes], info: Mapping[str, Any]) -> GgufSpmTokenizer:
-    """Build from `vocabulary.json`: tokens, scores, token_types, and optionally bos_id, eos_id, add_bos, add_space_prefix."""
+    """From `vocabulary.json`: tokens, scores, token_types, maybe bos_id, eos_id, add_bos, add_space_prefix."""
     stored = stored_json(files, VOCABULARY_FILE)
     values = {**stored, **{name: value for name, value in info.items() if value is not None}}
     columns = [stored.get(name) for name in ("tokens", "scores", "token_types")]

@@ -40,19 +40,24 @@ def kernel_graph(checkpoint: Checkpoint, quantize: str, kv: str | None = None) -
     return compile_graph(checkpoint, parse_quantization(quantize), kv, 512, None, [])
 
 
-def kernel_logits(checkpoint: Checkpoint, compiled: CompiledGraph, ids: list[int], exact: bool = False) -> Floats:
-    """Logits of the kernel-level graph after every id, in one ragged step."""
-    interpreter = Interpreter(compiled.module, checkpoint.read_rows, exact)
+def kernel_logits(checkpoint: Checkpoint, compiled: CompiledGraph, ids: list[int]) -> Floats:
+    """Logits of the kernel-level graph after every id of one sequence, [len(ids), vocab]."""
+    return kernel_logits_of(checkpoint, compiled, [ids])[0]
+
+
+def kernel_logits_of(checkpoint: Checkpoint, compiled: CompiledGraph, prompts: list[list[int]]) -> list[Floats]:
+    """Logits of the kernel-level graph after every id of several sequences, all in one ragged step."""
     cache = compiled.module.step.argument("cache").cache
-    pages = -(-len(ids) // cache.page)
-    outputs = interpreter.run(
+    lengths = [len(prompt) for prompt in prompts]
+    pages = -(-max(lengths) // cache.page)
+    outputs = Interpreter(compiled.module, checkpoint.read_rows).run(
         {
-            "token_ids": ids,
-            "positions": np.arange(len(ids)),
-            "sequence_of_token": np.zeros(len(ids), np.int32),
-            "page_tables": np.arange(pages)[None],
-            "logit_rows": np.arange(len(ids)),
-            "cache": CacheState.empty(cache, pages, exact),
+            "token_ids": np.concatenate(prompts),
+            "positions": np.concatenate([np.arange(length) for length in lengths]),
+            "sequence_of_token": np.repeat(np.arange(len(prompts)), lengths),
+            "page_tables": np.arange(pages * len(prompts)).reshape(len(prompts), pages),
+            "logit_rows": np.arange(sum(lengths)),
+            "cache": CacheState.empty(cache, pages * len(prompts), False),
         }
     )
-    return np.asarray(outputs[0], np.float32)
+    return np.split(np.asarray(outputs[0], np.float32), np.cumsum(lengths)[:-1])

@@ -86,7 +86,7 @@ def _halves(generator: np.random.Generator, blocks: int, size: float) -> Bytes:
 
 def _k_blocks(high_bytes: int) -> Callable[[np.random.Generator, int], Bytes]:
     """Q4_K (no high bits) and Q5_K (32 bytes of them): d, dmin, 12 bytes of 6-bit scales, the bits."""
-    size = 0.001 if high_bytes else 0.002
+    size = 0.0005 if high_bytes else 0.001
 
     def make(generator: np.random.Generator, blocks: int) -> Bytes:
         d, least = _halves(generator, blocks, size / 4), _halves(generator, blocks, size / 2)
@@ -96,7 +96,7 @@ def _k_blocks(high_bytes: int) -> Callable[[np.random.Generator, int], Bytes]:
 
 
 def _q6_k(generator: np.random.Generator, blocks: int) -> Bytes:
-    return np.concatenate([_bits(generator, blocks, 128 + 64 + 16), _halves(generator, blocks, 0.0001)], axis=1)
+    return np.concatenate([_bits(generator, blocks, 128 + 64 + 16), _halves(generator, blocks, 0.00005)], axis=1)
 
 
 RANDOM_BLOCKS = {Type.Q4_K: _k_blocks(0), Type.Q5_K: _k_blocks(32), Type.Q6_K: _q6_k}

@@ -144,13 +144,13 @@ def _evaluate_constant(e: Evaluation) -> Sequence[Any]:
 
 def silu(x: Array) -> Array:
     """x * sigmoid(x), without overflow."""
-    return x * sigmoid(x)
+    return np.asarray(x * sigmoid(x))
 
 
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), without overflow."""
     small = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
+    return np.asarray(np.where(x >= 0, 1 / (1 + small), small / (1 + small)))
 
 
 OPS: tuple[OpDefinition, ...] = (

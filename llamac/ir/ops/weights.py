@@ -110,9 +110,8 @@ def _extreme(x: Array, smallest: Array, largest: Array) -> Array:
 
 
 def _as_half(x: Array) -> Array:
-    half = np.clip(x, -65504, 65504).astype(np.float16)
     # A scale below f16's range becomes 0 and its group zeros: report nothing, lose values under 1e-7.
-    return half
+    return np.asarray(np.clip(x, -65504, 65504).astype(np.float16))
 
 
 def _evaluate_group_min(e: Evaluation) -> Sequence[Any]:

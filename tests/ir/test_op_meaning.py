@@ -1,0 +1,261 @@
+"""What every op computes, against torch's own ops in f64 or a definition written out in plain numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from llamac.ir.definition import Evaluation
+from llamac.ir.dims import symbol
+from llamac.ir.dtypes import BF16, DTYPES, F16, F32, I1, I8, I32, DType
+from llamac.ir.graph import Attribute
+from llamac.ir.ops.cache_ops import CacheState
+from llamac.ir.registry import all_ops, find_op, infer_types
+from llamac.ir.types import CacheType, TensorType, Type, tensor
+
+RANDOM = np.random.default_rng(11)
+X, Y = RANDOM.standard_normal((3, 4)), RANDOM.standard_normal((3, 4))
+POSITIVE = np.abs(X) + 0.1
+
+
+def run(opcode: str, inputs: Sequence[Any], exact: bool = True, types: Sequence[Type] = (), **attributes: Attribute) -> list[Any]:
+    """The op on concrete inputs, its types inferred from the arrays unless given."""
+    kinds = {"f": F32, "i": I32, "b": I1}
+    given = list(types) or [tensor(*np.shape(x), kinds[np.asarray(x).dtype.kind]) for x in inputs]
+    results = infer_types(opcode, given, attributes)
+    float_type = np.float64 if exact else np.float32
+    values = [x if isinstance(x, CacheState) else np.asarray(x) for x in inputs]
+    values = [x.astype(float_type) if getattr(x, "dtype", None) is not None and x.dtype.kind == "f" else x for x in values]
+    found = list(find_op(opcode).evaluate(Evaluation(values, attributes, results, {}, exact)))
+    for value, type in zip(found, results, strict=True):
+        if isinstance(type, TensorType):
+            assert np.shape(value) == type.concrete_shape({}), opcode
+    return found
+
+
+def _t(x: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x))
+
+
+SIMPLE: dict[str, tuple[list[np.ndarray], dict[str, Attribute], Callable[..., Any]]] = {
+    "add": ([X, Y[:1]], {}, torch.add),
+    "sub": ([X, Y], {}, torch.sub),
+    "mul": ([X, Y[:, :1]], {}, torch.mul),
+    "div": ([X, Y], {}, torch.div),
+    "neg": ([X], {}, torch.neg),
+    "rsqrt": ([POSITIVE], {}, torch.rsqrt),
+    "reciprocal": ([X], {}, torch.reciprocal),
+    "pow": ([POSITIVE, Y], {}, torch.pow),
+    "sin": ([X * 50], {}, torch.sin),
+    "cos": ([X * 50], {}, torch.cos),
+    "sigmoid": ([X * 300], {}, torch.sigmoid),
+    "less": ([X, Y], {}, torch.lt),
+    "less_equal": ([X, X], {}, torch.le),
+    "select": ([X < Y, X, Y], {}, torch.where),
+    "reduce_mean": ([X], {"axis": 0}, lambda x: x.mean(0, keepdim=True)),
+    "softmax": ([X * 9], {"axis": 0}, lambda x: torch.softmax(x, 0)),
+    "reshape": ([X], {"shape": (2, 6)}, lambda x: x.reshape(2, 6)),
+    "transpose": ([X.reshape(3, 2, 2)], {"permutation": (2, 0, 1)}, lambda x: x.permute(2, 0, 1)),
+    "broadcast": ([X[:, :1]], {"shape": (3, 5)}, lambda x: x.expand(3, 5)),
+    "slice": ([X], {"axis": -1, "start": 1, "stop": 3}, lambda x: x[:, 1:3]),
+    "concat": ([X, Y, X], {"axis": -1}, lambda *x: torch.cat(x, -1)),
+    "iota": ([], {"length": 5, "dtype": I32}, lambda: torch.arange(5, dtype=torch.int32)),
+    "constant": ([], {"value": 0.3, "dtype": F32}, lambda: torch.tensor(0.3, dtype=torch.float64)),
+    "cast": ([X * 9], {"dtype": I32}, lambda x: x.to(torch.int32)),
+    "embedding": ([X, np.array([2, 0, 2])], {}, lambda x, i: F.embedding(i, x)),
+    "select_rows": ([X, np.array([1])], {}, lambda x, i: x[i]),
+    "matmul": ([X.reshape(3, 1, 4), Y.reshape(3, 4, 1)], {}, torch.bmm),
+    "linear": ([X, Y], {}, F.linear),
+    "swiglu": ([X, Y], {}, lambda g, u: F.silu(g) * u),
+    "rms_norm": ([X, Y[0]], {"eps": 1e-3}, lambda x, w: F.rms_norm(x, (4,), w, 1e-3)),
+}
+
+
+@pytest.mark.parametrize("opcode", SIMPLE)
+def test_against_torch(opcode: str) -> None:
+    inputs, attributes, oracle = SIMPLE[opcode]
+    (found,) = run(opcode, inputs, **attributes)
+    expected = oracle(*map(_t, inputs)).numpy()
+    assert found.dtype == expected.dtype and found.shape == expected.shape
+    assert np.allclose(found, expected, rtol=1e-12, atol=1e-14, equal_nan=True)
+    (rounded,) = run(opcode, inputs, exact=False, **attributes)
+    assert rounded.dtype == (np.float32 if expected.dtype == np.float64 else expected.dtype)
+    assert np.allclose(rounded, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_swiglu_of_one_operand_is_gate_then_up() -> None:
+    (two,) = run("swiglu", [X, Y])
+    (one,) = run("swiglu", [np.concatenate([X, Y], axis=-1)])
+    assert (one == two).all()
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+def test_results_are_rounded_to_their_dtype(dtype: DType) -> None:
+    types = [tensor(3, 4, dtype), tensor(3, 4, dtype)]
+    x, y = (v.astype(np.float32).astype(dtype.storage).astype(np.float32) for v in (X, Y))
+    for opcode, oracle in (("add", torch.add), ("mul", torch.mul), ("div", torch.div)):
+        (found,) = run(opcode, [x, y], exact=False, types=types)
+        like = {BF16: torch.bfloat16, F16: torch.float16}[dtype]
+        assert (found == oracle(_t(x).to(like), _t(y).to(like)).float().numpy()).all()
+
+
+def test_pow_at_its_edges() -> None:
+    base = np.array([0.0, 0.0, -1.5, -1.5, 2.0, 2.0, np.inf, np.nan, 1.0, 0.0])
+    exponent = np.array([0.0, 2.0, 2.0, 0.5, 2000.0, -2000.0, 2.0, 0.0, np.nan, -1.0])
+    (found,) = run("pow", [base, exponent])
+    with np.errstate(all="ignore"):
+        expected = np.power(base, exponent)
+    expected[8] = np.nan  # decimal has no exception for 1**NaN
+    assert np.array_equal(found, expected, equal_nan=True)
+
+
+def _rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, style: str) -> torch.Tensor:
+    """As transformers (half_split) and as Meta's complex product (interleaved) write it."""
+    if style == "half_split":
+        turned = torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), -1)
+        return x * torch.cat((cos, cos), -1) + turned * torch.cat((sin, sin), -1)
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2).contiguous())
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
+
+
+@pytest.mark.parametrize("style", ["half_split", "interleaved"])
+def test_rope(style: str) -> None:
+    x = RANDOM.standard_normal((3, 5, 8))
+    positions, frequencies = np.array([0, 7, 3, 1000, 2]), 10000.0 ** -(np.arange(4) / 4)
+    cos, sin = run("rope_angles", [positions, frequencies])
+    angles = torch.outer(_t(positions).double(), _t(frequencies))
+    assert np.allclose(cos, angles.cos().numpy()) and np.allclose(sin, angles.sin().numpy())
+    (found,) = run("rope", [x, cos, sin], style=style)
+    assert np.allclose(found, _rope(_t(x), angles.cos(), angles.sin(), style).numpy(), atol=1e-12)
+
+
+def test_rope_angles_are_f32_products_in_dtype_mode() -> None:
+    positions, frequencies = np.array([131071, 12345]), np.array([0.7, 1e-3], np.float32)
+    cos, _ = run("rope_angles", [positions, frequencies], exact=False)
+    product = positions.astype(np.float32)[:, None] * frequencies
+    assert np.abs(cos - np.cos(product.astype(np.float64))).max() < 1e-7
+
+
+def test_permuted_rows_turn_one_convention_into_the_other() -> None:
+    weight, x = RANDOM.standard_normal((16, 6)), RANDOM.standard_normal((5, 6))
+    cos, sin = run("rope_angles", [np.arange(5), np.array([1.0, 0.1, 0.01, 0.5])])
+    (permuted,) = find_op("rows_to_half_split").evaluate(
+        Evaluation([weight], {"head_dim": 8}, [tensor(16, 6, F32)], {}, True)
+    )
+    # HF's conversion: view (heads, h/2, 2, in) -> swap -> flatten.
+    assert (permuted == weight.reshape(2, 4, 2, 6).swapaxes(1, 2).reshape(16, 6)).all()
+    heads = {name: (x @ w.T).reshape(5, 2, 8).transpose(1, 0, 2) for name, w in (("i", weight), ("h", permuted))}
+    (a,) = run("rope", [heads["i"], cos, sin], style="interleaved")
+    (b,) = run("rope", [heads["h"], cos, sin], style="half_split")
+    assert np.allclose(a @ a.transpose(0, 2, 1), b @ b.transpose(0, 2, 1))
+
+
+def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, positions: np.ndarray, scale: float) -> np.ndarray:
+    mask = _t(np.arange(k.shape[1])[None, :] <= positions[:, None])
+    found = F.scaled_dot_product_attention(
+        _t(q)[None], _t(k)[None], _t(v)[None], attn_mask=mask, scale=scale, enable_gqa=True
+    )
+    return found[0].numpy()
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_attention(group: int) -> None:
+    q, k, v = (RANDOM.standard_normal((heads, n, 4)) for heads, n in ((2 * group, 3), (2, 7), (2, 7)))
+    positions = np.array([4, 0, 6])
+    (found,) = run("attention", [q, k, v, positions], scale=0.3)
+    assert np.allclose(found, _attention(q, k, v, positions, 0.3), atol=1e-12)
+
+
+def _cache(exact: bool, dtype: DType = F32) -> CacheState:
+    return CacheState.empty(CacheType(2, 2, 4, 3, dtype), 5, exact)
+
+
+def test_append_and_attend_over_scattered_pages() -> None:
+    """Two sequences of 5 and 4 tokens in one step, against plain attention of each."""
+    state, lengths, layer = _cache(True), (5, 4), 1
+    positions = np.concatenate([np.arange(n) for n in lengths])
+    sequences = np.repeat([0, 1], lengths)
+    tables = np.array([[4, 0], [1, 3]], np.int32)
+    qkv = RANDOM.standard_normal((9, (6 + 2 + 2) * 4))
+    cos, sin = run("rope_angles", [positions, np.array([1.0, 0.25])])
+    rows = [tensor(9, I32), tensor(9, I32), tensor(2, 2, I32)]
+    index = [positions, sequences, tables]
+    types = [state.type, tensor(9, 40, F32), *[tensor(9, 2, F32)] * 2, *rows]
+    appended, q = run("rope_append", [state, qkv, cos, sin, *index], types=types, layer=layer, heads=6)
+    assert not state.keys.any() and not appended.keys[:, 0].any()
+    (mixed,) = run(
+        "attend", [q, appended, *index], types=[tensor(9, 24, F32), state.type, *rows], layer=layer, heads=6, scale=0.5
+    )
+    for s, n in enumerate(lengths):
+        mine = sequences == s
+        raw_q, raw_k, raw_v = (x.reshape(n, -1, 4).swapaxes(0, 1) for x in np.split(qkv[mine], [24, 32], axis=1))
+        c, si = _t(cos[mine]), _t(sin[mine])
+        q_, k_ = (_rope(_t(x), c, si, "half_split").numpy() for x in (raw_q, raw_k))
+        expected = _attention(q_, k_, np.ascontiguousarray(raw_v), positions[mine], 0.5).swapaxes(0, 1).reshape(n, 24)
+        assert np.allclose(mixed[mine], expected, atol=1e-12)
+
+
+def test_the_cache_rounds_in_dtype_mode_only() -> None:
+    qkv = RANDOM.standard_normal((1, 40))
+    for exact in (False, True):
+        state = _cache(exact, F16)
+        ones = np.array([[1.0, 1.0]])
+        inputs = [state, qkv, ones, ones * 0, np.array([0]), np.array([0]), np.array([[2]])]
+        types = [state.type, tensor(1, 40, F32), *[tensor(1, 2, F32)] * 2, *[tensor(1, I32)] * 2, tensor(1, 1, I32)]
+        appended, _ = run("rope_append", inputs, exact=exact, types=types, layer=0, heads=6)
+        stored, given = appended.values[2, 0, :, 0].reshape(-1), qkv[0, 32:]
+        assert (stored == (given if exact else given.astype(np.float32).astype(np.float16))).all()
+
+
+@pytest.mark.parametrize("block", [16, 32])
+def test_quantized_rows_by_the_contract(block: int) -> None:
+    x = RANDOM.standard_normal((4, 50)).astype(np.float32)
+    x[1] = 0
+    x[2] *= 1e-38
+    x[3, 0] = 2.5 / 127 * np.abs(x[3, 1:block]).max()
+    quants, scale, total = run("quantize_rows", [x], exact=False, types=[tensor(4, 50, F32)], block=block, padded=64)
+    padded = np.zeros((4, 64), np.float32)
+    padded[:, :50] = x
+    for row in range(4):
+        for b in range(64 // block):
+            part = padded[row, b * block : (b + 1) * block]
+            amax = np.float32(np.abs(part).max())
+            zero = amax < 2.0**-120
+            expected = [0 if zero else round(float(np.float32(v * np.float32(np.float32(127) / amax)))) for v in part]
+            assert quants[row, b * block : (b + 1) * block].tolist() == expected
+            assert scale[row, b] == (0 if zero else amax / np.float32(127)) and total[row, b] == sum(expected)
+    assert (quants.dtype, scale.dtype, total.dtype) == (np.int8, np.float32, np.int32)
+
+
+def test_exact_mode_does_not_round_quantized_rows() -> None:
+    x = RANDOM.standard_normal((3, 40))
+    quants, scale, total = run("quantize_rows", [x], block=32, padded=64)
+    assert np.allclose((quants.reshape(3, 2, 32) * scale[:, :, None]).reshape(3, 64)[:, :40], x, rtol=1e-14)
+    assert np.allclose(total, quants.reshape(3, 2, 32).sum(2))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_fused_quantizers_are_compositions(exact: bool) -> None:
+    x, weight = RANDOM.standard_normal((3, 40)), RANDOM.standard_normal(40)
+    shape = {"block": 32, "padded": 64}
+    (normal,) = run("rms_norm", [x, weight], exact, eps=1e-5)
+    (gated,) = run("swiglu", [x], exact)
+    for found, expected in (
+        (run("rms_norm_quantized", [x, weight], exact, eps=1e-5, **shape), run("quantize_rows", [normal], exact, **shape)),
+        (run("swiglu_quantized", [x], exact, **shape), run("quantize_rows", [gated], exact, **shape)),
+    ):
+        assert all((a == b).all() for a, b in zip(found, expected, strict=True))
+
+
+def test_every_op_has_a_meaning_tested_somewhere() -> None:
+    here = {*SIMPLE, "rope", "rope_angles", "rows_to_half_split", "attention", "rope_append", "attend", "quantize_rows"}
+    here |= {"rms_norm_quantized", "swiglu_quantized"}
+    evaluator = {"block_quants", "block_scales", "block_mins", "group_scale", "group_min", "group_quants", "row_scale"}
+    evaluator |= {"row_quants", "dequantize", "pack", "linear_dense", "linear_grouped", "embed_rows"}
+    assert set(all_ops()) == here | evaluator | {"call"}
+    assert I8 in DTYPES.values() and symbol("T")

@@ -1,0 +1,255 @@
+"""Types of every op: what is accepted, what is refused and why, and that nothing else than `OpError` ever comes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamac.errors import LlamacError
+from llamac.ir.builder import Builder, define_weight, make_op, new_graph
+from llamac.ir.definition import OpError
+from llamac.ir.dims import symbol
+from llamac.ir.dtypes import BF16, DTYPES, E4M3FN, F16, F32, I1, I4, I8, I32, U8
+from llamac.ir.graph import Attribute, FileSource, Module
+from llamac.ir.levels import LEVELS, is_legal
+from llamac.ir.registry import all_ops, find_op, infer_types
+from llamac.ir.types import CacheType, TensorType, Type, tensor
+
+T = symbol("T")
+X = tensor(T, 8, F32)
+CACHE = CacheType(2, 2, 4, 16, F16)
+ROWS = [tensor(T, I32), tensor(T, I32), tensor(symbol("S"), symbol("N"), I32)]
+TABLE = tensor(T, 2, F32)
+
+REFUSED: list[tuple[str, list[Type], dict[str, Attribute], str]] = [
+    ("add", [X], {}, "takes operands (a, b), got 1"),
+    ("add", [X, tensor(T, 7, F32)], {}, "shapes do not broadcast: [T, 8], [T, 7]"),
+    ("add", [X, tensor(T, 8, F16)], {}, "operands must share one dtype, got f32, f16"),
+    ("add", [X, CACHE], {}, "operand 1 must be a tensor, not kv_cache"),
+    ("div", [tensor(2, I32), tensor(2, I32)], {}, "needs a float operand, got tensor<2 x i32>"),
+    ("rsqrt", [tensor(2, I8)], {}, "needs a float operand"),
+    ("less", [X, tensor(8, F16)], {}, "operands must share one dtype"),
+    ("constant", [], {"value": 1, "dtype": F32}, "attribute 'value' must be of kind float, got 1"),
+    ("constant", [], {"value": 1.0, "dtype": "f32"}, "attribute 'dtype' must be of kind dtype"),
+    ("cast", [X], {"dtypes": F16, "dtype": F16}, "has no attribute 'dtypes' (did you mean 'dtype'?)"),
+    ("reduce_mean", [X], {"axis": 2}, "attribute 'axis' = 2 is outside rank 2"),
+    ("reduce_mean", [X], {"axis": True}, "attribute 'axis' must be of kind int"),
+    ("reduce_mean", [tensor(2, I32)], {"axis": 0}, "needs a float operand"),
+    ("softmax", [tensor(F32)], {"axis": -1}, "outside rank 0"),
+    ("softmax", [tensor(2, I32)], {"axis": 0}, "needs a float operand"),
+    ("select", [X, X, X], {}, "the condition must be i1, got tensor<T x 8 x f32>"),
+    ("select", [tensor(T, 1, I1), X, tensor(T, 8, F16)], {}, "operands must share one dtype"),
+    ("reshape", [X], {"shape": (T, 9)}, "cannot reshape tensor<T x 8 x f32> to [T, 9]: 8*T against 9*T"),
+    ("reshape", [tensor(6, F32)], {"shape": (-2, -3)}, "a dimension is negative"),
+    ("reshape", [X], {"shape": (T, "8")}, "attribute 'shape' must be of kind dims"),
+    ("transpose", [X], {"permutation": (0, 0)}, "permutation [0, 0] does not fit"),
+    ("transpose", [X], {"permutation": (1, 0, 2)}, "permutation [1, 0, 2] does not fit"),
+    ("transpose", [X], {"permutation": (True, False)}, "attribute 'permutation' must be of kind ints"),
+    ("broadcast", [X], {"shape": (T, 16)}, "cannot broadcast tensor<T x 8 x f32> to [T, 16]"),
+    ("broadcast", [X], {"shape": (T,)}, "cannot broadcast"),
+    ("broadcast", [tensor(1, F32)], {"shape": (-1,)}, "has a negative dimension"),
+    ("slice", [X], {"axis": 1, "start": 4, "stop": 9}, "slice [4, 9) is outside axis 1"),
+    ("slice", [X], {"axis": 1, "start": -1, "stop": 3}, "slice [-1, 3) is outside"),
+    ("slice", [X], {"axis": 1, "start": 3, "stop": 3}, "slice [3, 3) is outside"),
+    ("slice", [X], {"axis": 0, "start": 0, "stop": 1}, "axis 0 of tensor<T x 8 x f32> is symbolic"),
+    ("concat", [], {"axis": 0}, "needs at least one operand"),
+    ("concat", [X, tensor(T, 8, F16)], {"axis": 0}, "cannot concatenate"),
+    ("concat", [X, tensor(T, 7, F32)], {"axis": 0}, "cannot concatenate"),
+    ("iota", [], {"length": -1, "dtype": I32}, "has a negative dimension"),
+    ("iota", [], {"length": 1.5, "dtype": I32}, "attribute 'length' must be of kind dim"),
+    ("embedding", [X, tensor(T, F32)], {}, "needs a rank-2 table and i32 row numbers"),
+    ("select_rows", [X, tensor(T, T, I32)], {}, "needs a rank-2 table and i32 row numbers"),
+    ("matmul", [X, X], {}, "cannot multiply"),
+    ("matmul", [tensor(2, 3, 4, F32), tensor(3, 4, 5, F32)], {}, "shapes do not broadcast"),
+    ("linear", [X, tensor(3, 7, F32)], {}, "expected [rows, in] and [out, in], both float"),
+    ("linear", [X, tensor(3, 8, I8)], {}, "both float"),
+    ("swiglu", [X, tensor(T, 4, F32)], {}, "must have one type"),
+    ("swiglu", [tensor(T, 7, F32)], {}, "must hold gate then up"),
+    ("swiglu", [tensor(F32)], {}, "must be a float tensor with an axis"),
+    ("rms_norm", [X, tensor(7, F32)], {"eps": 1e-5}, "does not fit weight"),
+    ("rms_norm", [X, tensor(8, I8)], {"eps": 1e-5}, "does not fit weight"),
+    ("rms_norm", [tensor(F32), tensor(8, F32)], {"eps": 1e-5}, "does not fit weight"),
+    ("rope_angles", [tensor(T, F32), tensor(2, F32)], {}, "needs i32 positions [T] and f32 frequencies"),
+    ("rope", [tensor(2, T, 4, F32), TABLE, TABLE], {"style": "halves"}, "style must be one of half_split, interleaved"),
+    ("rope", [tensor(2, T, 4, F32), TABLE, tensor(T, 2, F16)], {"style": "half_split"}, "does not fit cos"),
+    ("rope", [tensor(2, T, 5, F32), TABLE, TABLE], {"style": "half_split"}, "does not fit cos"),
+    ("rope", [X, TABLE, TABLE], {"style": "half_split"}, "operand 0 must have rank 3"),
+    ("rows_to_half_split", [tensor(12, 4, F32)], {"head_dim": 8}, "does not hold whole heads of 8 rows"),
+    ("rows_to_half_split", [tensor(12, 4, F32)], {"head_dim": 3}, "does not hold whole heads"),
+    ("rows_to_half_split", [tensor(12, 4, F32)], {"head_dim": 0}, "attribute 'head_dim' must be positive, not 0"),
+    ("attention", [tensor(3, T, 4, F32), *[tensor(2, 5, 4, F32)] * 2, ROWS[0]], {"scale": 1.0}, "H a multiple of K"),
+    ("attention", [tensor(2, T, 4, F32), *[tensor(0, 5, 4, F32)] * 2, ROWS[0]], {"scale": 1.0}, "H a multiple of K"),
+    ("attention", [tensor(2, T, 4, F32), *[tensor(2, 5, 4, F32)] * 2, tensor(5, I32)], {"scale": 1.0}, "must be i32 [T]"),
+    ("dequantize", [tensor(4, 64, I8), tensor(4, 3, F16)], {"group": 32}, "must hold one float per group of 32"),
+    ("dequantize", [tensor(4, 64, I8), tensor(4, 2, I8)], {"group": 32}, "must hold one float per group of 32"),
+    ("dequantize", [tensor(4, 64, I8), tensor(4, 2, F16)], {"group": 0}, "attribute 'group' must be positive"),
+    ("dequantize", [tensor(4, 64, F32), tensor(4, 2, F16)], {"group": 32}, "does not hold quants"),
+    ("dequantize", [tensor(T, 64, I8), tensor(4, 2, F16)], {"group": 32}, "needs a fixed matrix"),
+    ("group_scale", [tensor(4, 64, I8)], {"group": 32, "dtype": I4}, "cannot quantize tensor<4 x 64 x i8>"),
+    ("group_scale", [tensor(4, 64, F32)], {"group": 32, "dtype": F32}, "cannot quantize to f32"),
+    ("group_min", [tensor(4, 64, F32)], {"group": 0}, "attribute 'group' must be positive"),
+    ("group_quants", [tensor(4, 64, F32), tensor(4, 1, F16)], {"group": 32, "dtype": I4}, "must hold 2 f16 groups"),
+    ("group_quants", [tensor(4, 64, F32), tensor(4, 2, F16)], {"group": 32, "dtype": I32}, "to i32"),
+    ("row_scale", [tensor(4, I8)], {}, "needs a fixed matrix"),
+    ("row_scale", [tensor(4, 4, I8)], {}, "cannot scale the rows"),
+    ("row_quants", [tensor(4, 64, F32), tensor(4, F32)], {}, "the scale must be tensor<4 x 1 x f32>"),
+    ("pack", [tensor(4, 64, F32)], {"format": "f33"}, "'f33' is not a weight format such as bf16, e4m3fn or i4g32s16"),
+    ("pack", [tensor(4, 64, F16)], {"format": "f32"}, "format f32 stores f32, got tensor<4 x 64 x f16>"),
+    ("pack", [tensor(4, 64, I4), tensor(4, 1, F16)], {"format": "i4g32s16"}, "also needs ['tensor<4 x 2 x f16>']"),
+    ("pack", [tensor(4, 64, E4M3FN)], {"format": "e4m3fn"}, "also needs ['tensor<4 x 1 x f32>']"),
+    ("pack", [tensor(4, 0, F32)], {"format": "f32"}, "cannot pack"),
+    ("quantize_rows", [X], {"block": 0, "padded": 32}, "attribute 'block' must be positive"),
+    ("quantize_rows", [X], {"block": 32, "padded": 33}, "cannot quantize"),
+    ("quantize_rows", [tensor(T, 40, F32)], {"block": 32, "padded": 32}, "cannot quantize"),
+    ("quantize_rows", [tensor(T, 8, BF16)], {"block": 32, "padded": 32}, "cannot quantize"),
+    ("rms_norm_quantized", [X, tensor(8, F16)], {"eps": 1.0, "block": 32, "padded": 32}, "f32 norm weight"),
+    ("swiglu_quantized", [tensor(T, 7, F32)], {"block": 32, "padded": 32}, "must hold f32 gate then up"),
+    ("linear_dense", [X, tensor(1, 512, U8)], {"format": "f32", "rows": 0, "columns": 8}, "'rows' must be positive"),
+    ("linear_dense", [X, tensor(1, 500, U8)], {"format": "f32", "rows": 9, "columns": 8}, "a 9 x 8 matrix in f32 is"),
+    ("linear_dense", [X, tensor(1, 320, U8)], {"format": "i4g32s16", "rows": 9, "columns": 8}, "does not fit a dense"),
+    (
+        "linear_dense",
+        [X, tensor(1, 512, U8), tensor(T, 8, F32)],
+        {"format": "f32", "rows": 9, "columns": 8},
+        "the residual must be tensor<T x 9 x f32>",
+    ),
+    (
+        "linear_grouped",
+        [tensor(T, 8, I8), tensor(T, 1, F32), tensor(T, 1, I32), tensor(1, 320, U8)],
+        {"format": "i4g32s16", "rows": 9, "columns": 8},
+        "activations tensor<T x 8 x i8> do not fit i4g32s16 with 8 columns",
+    ),
+    (
+        "linear_grouped",
+        [tensor(T, 32, I8), tensor(T, 2, F32), tensor(T, 1, I32), tensor(1, 320, U8)],
+        {"format": "i4g32s16", "rows": 9, "columns": 8},
+        "must have shape [T, 1]",
+    ),
+    (
+        "embed_rows",
+        [tensor(T, F32), tensor(1, 512, U8)],
+        {"format": "f32", "rows": 9, "columns": 8},
+        "ids tensor<T x f32> must be i32 [T]",
+    ),
+    ("rope_append", [CACHE, tensor(T, 32, F32), TABLE, TABLE, *ROWS], {"layer": 2, "heads": 4}, "layer 2 is outside"),
+    ("rope_append", [CACHE, tensor(T, 32, F32), TABLE, TABLE, *ROWS], {"layer": 0, "heads": 3}, "do not share 2 kv heads"),
+    ("rope_append", [CACHE, tensor(T, 30, F32), TABLE, TABLE, *ROWS], {"layer": 0, "heads": 4}, "does not hold 4 q, 2 k"),
+    ("rope_append", [CACHE, tensor(T, 32, F32), X, X, *ROWS], {"layer": 0, "heads": 4}, "must be f32 [T, 2]"),
+    ("rope_append", [X, tensor(T, 32, F32), TABLE, TABLE, *ROWS], {"layer": 0, "heads": 4}, "must be a kv_cache"),
+    ("rope_append", [CACHE, tensor(F32), TABLE, TABLE, *ROWS], {"layer": 0, "heads": 4}, "must have rank 2"),
+    ("attend", [tensor(T, 16, F32), CACHE, ROWS[0], TABLE, ROWS[2]], {"layer": 0, "heads": 4, "scale": 1.0}, "must be i32"),
+    ("attend", [tensor(T, 16, F32), CACHE, *ROWS[:2], TABLE], {"layer": 0, "heads": 4, "scale": 1.0}, "page tables"),
+    ("attend", [X, CACHE, *ROWS], {"layer": 0, "heads": 4, "scale": 1.0}, "does not hold 4 heads of 4"),
+    ("call", [X], {"callee": "f", "carried": 2, "layer": 0}, "cannot carry 2 of 1 operands"),
+    ("block_quants", [tensor(2, 18, I8)], {"format": "q4_0"}, "does not hold whole 18-byte q4_0 blocks"),
+    ("block_scales", [tensor(2, 18, U8)], {"format": "q4_7"}, "unknown block format"),
+    ("block_mins", [tensor(2, 18, U8)], {"format": "q4_0"}, "have no minimum"),
+    ("neg", [], {}, "takes operands (x), got 0"),
+]
+
+
+@pytest.mark.parametrize(("opcode", "types", "attributes", "reason"), REFUSED, ids=[f"{r[0]}: {r[3]}" for r in REFUSED])
+def test_refusals(opcode: str, types: list[Type], attributes: dict[str, Attribute], reason: str) -> None:
+    with pytest.raises(OpError) as caught:
+        infer_types(opcode, types, attributes)
+    assert reason in str(caught.value)
+
+
+def test_every_op_with_operands_has_a_refusal_of_its_own() -> None:
+    untested = set(all_ops()) - {row[0] for row in REFUSED}
+    assert untested <= {"sub", "mul", "reciprocal", "pow", "sin", "cos", "sigmoid", "less_equal"}
+
+
+ACCEPTED: list[tuple[str, list[Type], dict[str, Attribute], list[Type]]] = [
+    ("add", [X, tensor(8, F32)], {}, [X]),
+    ("add", [tensor(T, 1, 8, F32), tensor(3, 1, F32)], {}, [tensor(T, 3, 8, F32)]),
+    ("less_equal", [X, X], {}, [tensor(T, 8, I1)]),
+    ("reduce_mean", [X], {"axis": -2}, [tensor(1, 8, F32)]),
+    ("reshape", [X], {"shape": (2, T, 4)}, [tensor(2, T, 4, F32)]),
+    ("slice", [X], {"axis": -1, "start": 2, "stop": 8}, [tensor(T, 6, F32)]),
+    ("concat", [X, tensor(5, 8, F32)], {"axis": -2}, [tensor(T + 5, 8, F32)]),
+    ("matmul", [tensor(4, 1, T, 8, F32), tensor(3, 8, 5, F32)], {}, [tensor(4, 3, T, 5, F32)]),
+    ("linear", [tensor(T, 8, BF16), tensor(3, 8, F32)], {}, [tensor(T, 3, BF16)]),
+    ("embedding", [tensor(9, 8, BF16), tensor(T, I32)], {}, [tensor(T, 8, BF16)]),
+    ("swiglu", [tensor(T, 8, BF16)], {}, [tensor(T, 4, BF16)]),
+    ("group_scale", [tensor(4, 65, F32)], {"group": 32, "dtype": I4}, [tensor(4, 3, F16)]),
+    ("pack", [tensor(17, 3, F32)], {"format": "f32"}, [tensor(2, 192, U8)]),
+]
+
+
+@pytest.mark.parametrize(("opcode", "types", "attributes", "results"), ACCEPTED, ids=[a[0] for a in ACCEPTED])
+def test_result_types(
+    opcode: str, types: list[Type], attributes: dict[str, Attribute], results: list[Type]
+) -> None:
+    assert infer_types(opcode, types, attributes) == results
+
+
+any_dim = st.one_of(st.integers(0, 5), st.sampled_from([16, 18, 32, T, T + 1, 2 * T]))
+any_tensor = st.builds(TensorType, st.lists(any_dim, max_size=4).map(tuple), st.sampled_from(list(DTYPES.values())))
+any_type = st.one_of(any_tensor, any_tensor, any_tensor, st.just(CACHE))
+numbers = st.integers(-3, 40)
+ATTRIBUTES: dict[str, st.SearchStrategy[Any]] = {
+    "int": numbers,
+    "float": st.floats(),
+    "str": st.sampled_from(["half_split", "f32", "i4g32s16", "e4m3fn", "q4_0", "q6_k", "other"]),
+    "bool": st.booleans(),
+    "dtype": st.sampled_from(list(DTYPES.values())),
+    "dim": any_dim,
+    "dims": st.lists(any_dim, max_size=4).map(tuple),
+    "ints": st.lists(numbers, max_size=4).map(tuple),
+}
+
+
+@settings(max_examples=1200, deadline=None)
+@given(st.data())
+def test_any_types_and_attributes_infer_or_raise_op_error(data: st.DataObject) -> None:
+    definition = data.draw(st.sampled_from(list(all_ops().values())))
+    count = len(definition.operands) if "?" not in "".join(definition.operands) else data.draw(st.integers(1, 5))
+    types = data.draw(st.lists(any_type, min_size=count, max_size=count))
+    attributes = {name: data.draw(ATTRIBUTES[kind.rstrip("?")]) for name, kind in definition.attributes.items()}
+    try:
+        found = infer_types(definition.name, types, attributes)
+    except OpError:
+        return
+    assert found and all(isinstance(t, TensorType | CacheType) for t in found)
+
+
+def test_ops_are_documented_and_legal_somewhere() -> None:
+    for name, definition in all_ops().items():
+        assert name == definition.name and definition.summary.endswith(".")
+        assert any(is_legal(definition.levels, level) for level in LEVELS)
+        assert all(k.rstrip("?") in ATTRIBUTES for k in definition.attributes.values())
+
+
+def test_unknown_ops_name_the_near_match() -> None:
+    with pytest.raises(OpError, match=r"unknown op 'matmull' \(did you mean 'matmul'\?\)"):
+        find_op("matmull")
+
+
+def test_the_builder_locates_errors_and_carries_locations() -> None:
+    module = Module("m", "captured")
+    b = Builder(module)
+    graph = b.graph = new_graph(module, "step", [("x", X)])
+    with b.at("layers.3.mlp"):
+        made = b.op("neg", graph.arguments[0])
+        with b.at("inner"):
+            assert b.op("neg", made).producer.location == "inner"  # type: ignore[union-attr]
+        with pytest.raises(LlamacError, match="LLC0402 layers.3.mlp: reduce_mean: attribute 'axis' = 5"):
+            b.op("reduce_mean", made, axis=5)
+    assert made.producer is not None and made.producer.location == "layers.3.mlp" and b.location == ""
+
+
+def test_a_weight_is_defined_once() -> None:
+    module = Module("m", "captured")
+    w = Builder(module).weight("w", tensor(4, F32), FileSource("w", "f32"))
+    first = define_weight(module, "h", "cast", w, dtype=F16)
+    assert define_weight(module, "h", "cast", w, dtype=F16) is first and list(w.users.values()) == [1]
+    with pytest.raises(LlamacError, match="already defined otherwise"):
+        define_weight(module, "h", "cast", w, dtype=BF16)
+    with pytest.raises(LlamacError, match="already defined otherwise"):
+        define_weight(module, "w", "cast", w, dtype=BF16)
+    with pytest.raises(LlamacError, match="needs a fixed matrix"):
+        make_op("row_scale", (w,), {})

@@ -1,0 +1,63 @@
+"""Small models of many shapes, by name of what they have, and the validation of a pipeline on one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from llamac.certificate import validate
+from llamac.models.llama.config import LlamaConfig, RopeScaling
+from llamac.models.llama.shrink import small_tensors
+from llamac.models.llama.weights import expected_shapes
+from llamac.passes.pipelines import parse_quantization
+from llamac.transform.outside import Edit
+from llamac.transform.validation import Verdict
+
+LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 64)
+"""All three branches of the scaling are taken by a head of 16."""
+
+BASE = LlamaConfig(
+    name="small",
+    hidden_size=40,
+    intermediate_size=136,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    vocab_size=61,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    rope_scaling=LLAMA3,
+    context_length=512,
+    tied_head=False,
+    dtype="f32",
+    rope_style="interleaved",
+)
+
+
+def encodings_of(config: LlamaConfig, matrix: str, norm: str = "f32", **special: str) -> dict[str, str]:
+    """Encoding of every weight; `special` names the last part of a weight, such as v or down."""
+    found = {}
+    for name, shape in expected_shapes(config).items():
+        found[name] = norm if len(shape) == 1 else special.get(name.rsplit(".", 1)[-1], matrix)
+    return found
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """What is compiled: a config, how its weights are stored, and the options of the pipeline."""
+
+    config: LlamaConfig = BASE
+    matrix: str = "f32"
+    quantize: str = "keep"
+    kv_dtype: str = "f16"
+
+    def run(self, edit: Edit = list, seed: int = 20) -> list[Verdict]:
+        """Validate the pipeline as `edit` leaves it."""
+        tensors = small_tensors(self.config, encodings_of(self.config, self.matrix))
+        verdicts, _ = validate(self.config, tensors, parse_quantization(self.quantize), self.kv_dtype, seed, edit)
+        return verdicts
+
+
+def with_config(**fields: object) -> SmallModel:
+    """The base model with other fields of the config."""
+    return SmallModel(replace(BASE, **fields))  # type: ignore[arg-type]
