@@ -13,6 +13,8 @@ import llamac
 from llamac.models.sources import EMBEDDED, embedded_model
 
 Floats = NDArray[np.float32]
+Change = Callable[[Any], Any]
+"""From a torch tensor [out, in] of f32 to another."""
 
 
 class Reference(Protocol):
@@ -64,15 +66,18 @@ class TransformersReference:
             found: Floats = self._model(torch.tensor([ids])).logits[0].numpy()
         return found
 
-    def set_matrices(self, change: Callable[[Any], Any]) -> None:
-        """Replace every weight matrix by `change` of it as the checkpoint has it, a torch tensor [out, in] of f32."""
+    def set_matrices(self, of_layers: Change, of_tables: Change) -> None:
+        """Replace every weight matrix by a change of it as the checkpoint has it, a torch tensor [out, in] of f32.
+
+        The tables are the embedding and the head.
+        """
         import torch
 
         with torch.no_grad():
             for name, weight in self._model.named_parameters():
                 if weight.ndim == 2:
                     original = self._originals.setdefault(name, weight.clone())
-                    weight.copy_(change(original))
+                    weight.copy_((of_layers if ".layers." in name else of_tables)(original))
 
     def greedy(self, ids: list[int], steps: int) -> Floats:
         """The logits before each of `steps` greedy ids after `ids`, [steps, vocab]."""

@@ -3,11 +3,11 @@
     python bench/golden.py                                     recompute the vectors in llamac/data, report differences
     python bench/golden.py --write smollm2-135m -o FILE        make vectors for a source
 
-A vector is a prompt, the oracle's greedy continuation, and its largest logits after the prompt. There is a set for every
-scheme: transformers then computes, in fp32, on weights that were quantized here, independently of the compiler's passes.
-So an artifact is compared with its own weights, and what quantization costs does not hide what a wrong compile does:
-on SmolLM2 int4 moves logits further than a wrong rope_theta. Greedy ids where the oracle's two largest logits are closer
-than MARGIN depend on rounding: a vector ends before the first of them.
+A vector is a prompt, the oracle's greedy continuation, and its largest logits after the prompt. There is a set for
+every scheme: transformers then computes, in fp32, on weights that were quantized here, independently of the compiler's
+passes. So an artifact is compared with its own weights, and what quantization costs does not hide what a wrong compile
+does: on SmolLM2 int4 moves logits further than a wrong rope_theta. Greedy ids where the oracle's two largest logits are
+closer than MARGIN depend on rounding: a vector ends before the first of them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _reference import TransformersReference
+from _reference import Change, TransformersReference
 
 from llamac.golden import DATA, fingerprint
 from llamac.models.checkpoint import Checkpoint
@@ -60,15 +59,27 @@ def _fp8(weight: Any) -> Any:
     return (weight / scale.clamp(min=1e-30)).to(torch.float8_e4m3fn).float() * scale
 
 
-SCHEMES: dict[str, Callable[[Any], Any]] = {
-    "f32": lambda weight: weight,
-    "bf16": lambda weight: weight.bfloat16().float(),
-    "f16": lambda weight: weight.half().float(),
-    "fp8": _fp8,
-    "int8": lambda weight: _in_groups(weight, -127, 127),
-    "int4": lambda weight: _in_groups(weight, -8, 7),
+def _same(weight: Any) -> Any:
+    return weight
+
+
+def _int8(weight: Any) -> Any:
+    return _in_groups(weight, -127, 127)
+
+
+def _int4(weight: Any) -> Any:
+    return _in_groups(weight, -8, 7)
+
+
+SCHEMES: dict[str, tuple[Change, Change]] = {
+    "f32": (_same, _same),
+    "bf16": (lambda weight: weight.bfloat16().float(),) * 2,
+    "f16": (lambda weight: weight.half().float(),) * 2,
+    "fp8": (_fp8, _same),
+    "int8": (_int8, _int8),
+    "int4": (_int4, _int8),
 }
-"""Scheme of `--quantize` -> the weights that the oracle computes on. `keep` computes on those of f32."""
+"""Scheme of `--quantize` -> the matrices of layers, and the tables, that the oracle computes on. `keep` is as f32."""
 
 
 def make_vector(reference: TransformersReference, prompt_ids: list[int]) -> dict[str, Any]:
@@ -90,9 +101,9 @@ def make_golden(source: str) -> dict[str, Any]:
     reference = TransformersReference(source)
     prompts = [_encode(checkpoint, prompt) for prompt in PROMPTS]
     sets: dict[str, list[dict[str, Any]]] = {}
-    for scheme, change in SCHEMES.items():
+    for scheme, changes in SCHEMES.items():
         print(f"{reference.name}: {scheme}", file=sys.stderr)
-        reference.set_matrices(change)
+        reference.set_matrices(*changes)
         sets[scheme] = [make_vector(reference, ids) for ids in prompts]
     return {
         "model": checkpoint.name,
@@ -136,7 +147,9 @@ def check(path: Path, source: str) -> bool:
         ids = [[v[key] for key in ("prompt_ids", "greedy_ids")] for v in old] == [
             [v[key] for key in ("prompt_ids", "greedy_ids")] for v in new
         ]
-        drift = max(abs(a[1] - b[1]) for v, w in zip(old, new, strict=True) for a, b in zip(v["top"], w["top"], strict=True))
+        drift = max(
+            abs(a[1] - b[1]) for v, w in zip(old, new, strict=True) for a, b in zip(v["top"], w["top"], strict=True)
+        )
         same &= ids and drift < 1e-3
         print(f"  {scheme:5}: {len(old)} vectors, ids {'agree' if ids else 'DIFFER'}, logits within {drift:.2g}")
     return same

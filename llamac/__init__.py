@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from llamac.driver import capture as capture
     from llamac.driver import compile as compile
     from llamac.errors import LlamacError as LlamacError
     from llamac.runtime.loader import load as load
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "LlamacError": "llamac.errors",
     "Target": "llamac.target",
+    "capture": "llamac.driver",
     "compile": "llamac.driver",
     "load": "llamac.runtime.loader",
 }
 """Public name -> the module that defines it."""
 
-__all__ = ["LlamacError", "Target", "__version__", "compile", "load"]
+__all__ = ["LlamacError", "Target", "__version__", "capture", "compile", "load"]
 
 
 def __getattr__(name: str) -> object:

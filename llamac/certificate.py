@@ -17,7 +17,7 @@ from llamac.models.llama.graph import build_llama
 from llamac.models.llama.shrink import SyntheticWeights, shrink_config, shrink_tensors, small_tensors
 from llamac.passes.pipelines import Quantization, cpu_pipeline, parse_quantization
 from llamac.transform.outside import Edit, load_edits
-from llamac.transform.pipeline import Instrument, Step, pipeline_text
+from llamac.transform.pipeline import Instrument, pipeline_text
 from llamac.transform.validation import EXACT_BOUND, Scenario, Validator, Verdict, make_scenario
 
 SEED = 20
@@ -66,17 +66,13 @@ def config_from_json(fields: Mapping[str, Any]) -> LlamaConfig:
     return LlamaConfig(**{**fields, "rope_scaling": scaling})
 
 
-def _as_it_is(steps: list[Step]) -> list[Step]:
-    return steps
-
-
 def validate(
     small: LlamaConfig,
     tensors: Mapping[str, StoredTensor],
     quantization: Quantization,
     kv_dtype: str,
     seed: int,
-    edit: Edit = _as_it_is,
+    edit: Edit = list,
     scenario: Scenario | None = None,
     instruments: Sequence[Instrument] = (),
 ) -> tuple[list[Verdict], str]:

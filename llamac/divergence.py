@@ -22,7 +22,7 @@ INTERPRETER = "interpreter"
 """What stands for B when it is no file."""
 
 TOLERANCE = {"float": 1e-3, "quantized": 2e-2}
-"""Largest difference that is no divergence, relative to the largest value. `quantized`: where a run rounds activations to
+"""Largest difference that is no divergence, of the largest value. `quantized`: where a run rounds activations to
 int8, a last bit that differs may move a value by a whole step, 1/127 of its block's largest."""
 
 
@@ -112,7 +112,9 @@ def diverge(
             reference = _interpreted(first, tokens, source, random_weights)
             return compare(recorded, reference, tokens, tolerance)
         if source is not None:
-            raise LlamacError("LLC0101", "--source", "goes with B = interpreter only", f"llamac diverge A {INTERPRETER}")
+            raise LlamacError(
+                "LLC0101", "--source", "goes with B = interpreter only", f"llamac diverge A {INTERPRETER}"
+            )
         with Artifact.open(b) as second:
             _check_ids(second, tokens)
             other = Path(folder) / "b"
@@ -141,9 +143,7 @@ def compare(a: Recording, b: Recording, ids: Sequence[int], tolerance: float | N
     notes = [f"{letter}: {note}" for letter, run in (("A", a), ("B", b)) for note in run.notes]
     faithful = a.faithful is not False and b.faithful is not False
     names = (a.name, b.name)
-    return Divergence(
-        names, tuple(ids), tolerance, tuple(rows), first, tuple(unmatched), cause, tuple(notes), faithful
-    )
+    return Divergence(names, tuple(ids), tolerance, tuple(rows), first, tuple(unmatched), cause, tuple(notes), faithful)
 
 
 def _unmatched(mine: Activation, other: Activation | None) -> str:
@@ -209,9 +209,7 @@ def _interpreted(
 
 
 def _source_weights(module: Module, evaluator: WeightEvaluator) -> Any:
-    by_model_name = {
-        model_weight(p.name): p for op in module.step.ops for p in op.operands if p.name in module.weights
-    }
+    by_model_name = {model_weight(p.name): p for op in module.step.ops for p in op.operands if p.name in module.weights}
 
     def read(name: str) -> Bytes | None:
         weight = by_model_name.get(model_weight(name))
@@ -225,7 +223,9 @@ def _source_weights(module: Module, evaluator: WeightEvaluator) -> Any:
 
 def _ids(artifact: Artifact, prompt: str | None, ids: Sequence[int] | None) -> tuple[int, ...]:
     if (prompt is None) == (ids is None):
-        raise LlamacError("LLC0102", "llamac diverge", "needs either a prompt or token ids", "--prompt TEXT or --ids 1,2,3")
+        raise LlamacError(
+            "LLC0102", "llamac diverge", "needs either a prompt or token ids", "--prompt TEXT or --ids 1,2,3"
+        )
     found = tuple(ids) if ids is not None else _tokenize(artifact, prompt or "")
     _check_ids(artifact, found)
     return found

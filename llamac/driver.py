@@ -24,16 +24,20 @@ from llamac.ir.graph import Module
 from llamac.ir.layouts import LAYOUT
 from llamac.ir.printer import print_module
 from llamac.materialize import write_weights
+from llamac.models.capture.captured import CapturedModel
+from llamac.models.capture.entry import capture as capture
 from llamac.models.checkpoint import Checkpoint
 from llamac.models.llama.graph import build_llama
 from llamac.models.sources import open_source
 from llamac.passes.pipelines import Quantization, cpu_pipeline, parse_quantization
 from llamac.target import Target, best_target, find_target
 from llamac.transform.base import LedgerEntry, PassContext
+from llamac.transform.outside import Edit, load_edits
 from llamac.transform.pipeline import PassRecord, run_pipeline
 
 from .certificate import certify, is_uniform
 from .golden import read_golden
+from .reproduction import default_kv_dtype, recipe_of, repro_folder, reproduced
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, how much of it is done, how much there is), in bytes for weights and steps for the rest."""
@@ -65,7 +69,7 @@ class CompiledGraph:
 
 
 def compile(
-    source: str | Path,
+    source: str | Path | CapturedModel,
     *,
     target: str | Sequence[str] = "cpu",
     output: str | Path,
@@ -80,9 +84,12 @@ def compile(
     tokenizer: bool = True,
     strict: bool = False,
     validate: bool = True,
+    passes_from: Sequence[str] = (),
     progress: Progress = lambda stage, done, total: None,
 ) -> CompileResult:
-    """Compile `source` (a Hugging Face folder, a GGUF file, a preset's name) for `target`(s) into `output`.
+    """Compile `source` for `target`(s) into `output`.
+
+    source: a Hugging Face folder, a GGUF file, a preset's name, or what `capture` gives.
 
     quantize: keep, f32, f16, bf16, fp8, int8 or int4, the last two with `:g32`, `:g64`, `:g128` and `:asym`.
     kv: dtype of the key-value cache, f16 by default and f32 with `quantize="f32"`.
@@ -92,6 +99,7 @@ def compile(
     tokenizer: False compiles a source without one into an artifact that takes token ids only.
     strict: every ledger entry that says something was left undone is an error.
     validate: check every pass before and after on a shrunken model of this architecture (LLC0507 when one is wrong).
+    passes_from: Python modules whose passes go into the pipeline (`llamac.transform.outside`).
 
     Every failure is a `LlamacError`, and leaves no output file.
     """
@@ -99,16 +107,24 @@ def compile(
     quantization = parse_quantization(quantize)
     zig_command()  # a missing compiler is known before any work
     progress("reading", 0, 1)
-    checkpoint = open_source(source, random_weights=random_weights)
+    captured = source if isinstance(source, CapturedModel) else None
+    checkpoint = captured.checkpoint if captured else open_source(source, random_weights=random_weights)
     ledger = [LedgerEntry(**entry) for entry in checkpoint.ledger]
     _check_tokenizer(checkpoint, tokenizer, ledger)
     vectors = read_golden(golden, checkpoint, str(quantization), ledger)
     progress("optimizing", 0, 1)
-    compiled = compile_graph(checkpoint, quantization, kv, max_step_tokens, context, ledger)
+    module = captured.fresh() if captured else None
+    edit = load_edits(passes_from)
+    recipe = recipe_of(checkpoint, quantization, kv or default_kv_dtype(quantization), passes_from)
+    with reproduced(recipe, repro_folder(output)):
+        compiled = compile_graph(checkpoint, quantization, kv, max_step_tokens, context, ledger, module, edit)
     if strict and (blocking := [e for e in compiled.context.ledger if e.kind in STRICT_KINDS]):
         first = blocking[0]
-        raise LlamacError("LLC0105", first.where, f"--strict: {first.what} ({first.reason})", "compile without --strict")
-    certificate = certify(checkpoint, quantization, compiled.kv_dtype) if validate else None
+        raise LlamacError(
+            "LLC0105", first.where, f"--strict: {first.what} ({first.reason})", "compile without --strict"
+        )
+    with reproduced(recipe, repro_folder(output)):
+        certificate = certify(checkpoint, quantization, compiled.kv_dtype, passes_from) if validate else None
     return _build(checkpoint, compiled, targets, Path(output), memory, emit_c, vectors, certificate, progress)
 
 
@@ -166,8 +182,14 @@ def compile_graph(
     max_step_tokens: int,
     context_length: int | None,
     ledger: list[LedgerEntry],
+    module: Module | None = None,
+    edit: Edit = list,
 ) -> CompiledGraph:
-    """Everything between the checkpoint's header and C: capture, passes, and the places of weights and buffers."""
+    """Everything between the checkpoint's header and C: capture, passes, and the places of weights and buffers.
+
+    `module` is the captured graph where it came through another front door than the config; `edit` puts outside passes
+    into the pipeline.
+    """
     config = checkpoint.config
     length = context_length or config.context_length
     if not 0 < length <= config.context_length:
@@ -175,11 +197,11 @@ def compile_graph(
         raise LlamacError("LLC0107", "--context", reason, "choose a length within it")
     if not 0 < max_step_tokens <= 65536:
         raise LlamacError("LLC0107", "--max-step-tokens", f"{max_step_tokens} is outside 1..65536", "512 is usual")
-    kv_dtype = kv or ("f32" if quantization.scheme == "f32" else "f16")
-    module = build_llama(config, checkpoint.tensors)
+    kv_dtype = kv or default_kv_dtype(quantization)
+    module = module or build_llama(config, checkpoint.tensors)
     context = PassContext(checkpoint.read_rows, ledger)
     steps = cpu_pipeline(config.layers, quantization, kv_dtype, max_step_tokens, is_uniform(config, checkpoint.tensors))
-    records = run_pipeline(module, steps, context)
+    records = run_pipeline(module, edit(steps), context)
     placed = plan_weights(module)
     arena = arena_bytes(module, max_step_tokens)
     limits = Limits(config.vocab_size, length, max_step_tokens, arena, member_bytes(placed))
@@ -222,7 +244,9 @@ def _emit_c(folder: Path, source: str) -> None:
         for name, text in (("model.c", source), ("llamac_step.h", abi.header()), ("example.c", abi.example())):
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise LlamacError("LLC0107", "--emit-c", f"cannot write {folder}: {error.strerror}", "choose another folder") from None
+        raise LlamacError(
+            "LLC0107", "--emit-c", f"cannot write {folder}: {error.strerror}", "choose another folder"
+        ) from None
 
 
 def _write(

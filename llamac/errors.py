@@ -33,6 +33,7 @@ CODES: dict[str, str] = {
     "LLC0216": "the embedded model is not installed",
     "LLC0217": "rows outside a weight were asked for (a bug in llamac)",
     "LLC0218": "random weights cannot be made for this source",
+    "LLC0219": "a weight holds values that are not finite",
     "LLC0301": "the architecture is not supported",
     "LLC0302": "a key of the model config is missing",
     "LLC0303": "a value of the model config is wrong",
@@ -151,6 +152,6 @@ class LlamacError(Exception):
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """" (did you mean 'x'?)" for the closest candidate, or an empty string when none is close."""
+    """What to add to a message: "(did you mean 'x'?)" for the closest candidate, nothing when none is close."""
     close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""

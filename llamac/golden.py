@@ -1,4 +1,4 @@
-"""Golden vectors: greedy ids and top logits that an outside oracle gave, carried in the artifact for `llamac verify`."""
+"""Golden vectors: greedy ids and top logits of an outside oracle, carried in the artifact for `llamac verify`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LlamacError("LLC0108", str(path), f"cannot be read as JSON: {error}", "see docs/artifact-format.md") from None
+        raise LlamacError(
+            "LLC0108", str(path), f"cannot be read as JSON: {error}", "see docs/artifact-format.md"
+        ) from None
 
 
 def _check(found: Any, vocabulary: int, where: str) -> None:

@@ -38,9 +38,10 @@ def write_weights(
         sink.write(memoryview(bytes(item.offset - position)))
         for block in _blocks(item, evaluator, memory):
             if not _finite_scales(block):
-                raise LlamacError("LLC0207", item.weight.name, "the weight holds values that are not finite")
+                reason, hint = "the weight holds values that are not finite", "take an undamaged checkpoint"
+                raise LlamacError("LLC0219", item.weight.name, reason, hint)
             data = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
-            sink.write(memoryview(data))
+            sink.write(data.data)
             progress(data.nbytes)
         position = item.offset + item.nbytes
 

@@ -175,8 +175,9 @@ def _values(op: Op, results: dict[int, NDArray[Any]]) -> list[tuple[list[str], F
     """What the results of an op stand for: int8 activations with their scales are one value."""
     if "block" in op.attributes and len(op.results) == 3:
         quants, scales = results[0].astype(np.float32), results[1].astype(np.float32)
-        columns = quants.shape[1]
-        return [([], quants * np.repeat(scales, columns // scales.shape[1], axis=1))]
+        values = quants * np.repeat(scales, quants.shape[1] // scales.shape[1], axis=1)
+        width = int(str(op.operands[0].tensor.shape[-1])) // (2 if op.opcode == "swiglu_quantized" else 1)
+        return [([], values[:, :width])]  # the rest is padding
     tensors = [number for number, value in enumerate(op.results) if isinstance(value.type, TensorType)]
     suffixes = {"rope_angles": [["cos"], ["sin"]], "rope_append": [["q"]]}.get(op.opcode, [[] for _ in tensors])
     return [(suffix, results[number].astype(np.float32)) for suffix, number in zip(suffixes, tensors, strict=True)]
@@ -221,7 +222,7 @@ def interpret(
 ) -> Recording:
     """Run a kernel-level module in the interpreter, all ids in one step."""
     collector = Collector(module, len(ids), len(ids))
-    readers = {"read_rows": read_rows} if read_rows is not None else {}
+    readers: dict[str, Any] = {"read_rows": read_rows} if read_rows is not None else {}
     interpreter = Interpreter(module, observe=collector.observe, **readers)
     for given, values in (overrides or {}).items():
         interpreter.override(given, values)
@@ -256,9 +257,7 @@ def _limits(artifact: Artifact) -> Limits:
     )
 
 
-def _placed(
-    artifact: Artifact, module: Module, weights: dict[str, tuple[dict[str, Any], Bytes]]
-) -> list[PlacedWeight]:
+def _placed(artifact: Artifact, module: Module, weights: dict[str, tuple[dict[str, Any], Bytes]]) -> list[PlacedWeight]:
     used = {v for op in module.step.ops for v in op.operands if isinstance(v, Weight)}
     placed = []
     for weight in used:

@@ -3,13 +3,13 @@
 Before: `matmul(cast(softmax(cast(add(mul(matmul(q, transpose(repeat k)), scale), mask)))), repeat v)`
 After:  `attention q, k, v, positions {scale}`
 
-`repeat` is reshape-broadcast-reshape, or nothing when every query head has its own KV head. Must not fire for another
-mask than the causal one, or when k and v are repeated differently.
+`repeat` is reshape-broadcast-reshape, a broadcast of one KV head to all, or nothing when every query head has its own.
+Scores may be divided by 1 / scale. The mask hides by -inf or by the lowest finite value: behind a visible key, the row's
+own, both weigh nothing. Must not fire for another mask than the causal one, or when k and v are repeated differently.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from llamac.ir.dims import divide
@@ -22,10 +22,15 @@ from llamac.transform.pattern import Any, Match, Node, Optional, Scalar, match
 from llamac.transform.rewriter import Rewriter, Rule, apply_rules
 
 _SCORES = Node("matmul", Any("q"), Node("transpose", Any("keys"), name="turned"))
-_MASKED = Node("add", Node("mul", _SCORES, Scalar("scale")), Any("mask"))
-PATTERN = Node(
-    "matmul", Optional("cast", Node("softmax", Optional("cast", _MASKED), name="weights")), Any("values")
-)
+
+
+def _pattern(scaling: str) -> Node:
+    masked = Node("add", Node(scaling, _SCORES, Scalar("scale"), name="scaled"), Any("mask"))
+    return Node("matmul", Optional("cast", Node("softmax", Optional("cast", masked), name="weights")), Any("values"))
+
+
+PATTERN = _pattern("mul")
+DIVIDED = _pattern("div")
 
 _CAUSAL = Node(
     "select",
@@ -35,14 +40,18 @@ _CAUSAL = Node(
         Node("reshape", Any("positions"), name="column"),
     ),
     Scalar("shown", 0.0),
-    Scalar("hidden", -math.inf),
+    Scalar("hidden"),
 )
+LOWEST = {"f32": -3.4028234663852886e38, "bf16": -3.3895313892515355e38, "f16": -65504.0}
+"""The lowest finite value of each float dtype."""
 
 _REPEATED = Node("reshape", Node("broadcast", Node("reshape", Any("x"), name="narrow"), name="wide"), name="heads")
 
 
 def _unrepeated(value: Value) -> Value | None:
     """x of `repeat x`, or the value itself when it is not repeated; None when it is repeated in another order."""
+    if (single := _single_head(value)) is not None:
+        return single
     found = match(_REPEATED, value.producer) if value.producer is not None else None
     if found is None:
         return value
@@ -52,10 +61,30 @@ def _unrepeated(value: Value) -> Value | None:
     return found["x"]
 
 
+def _single_head(value: Value) -> Value | None:
+    """x [1, S, h] when `value` is it, broadcast to every query head."""
+    op = value.producer
+    is_broadcast = op is not None and op.opcode == "broadcast" and value.tensor.rank == 3
+    if op is None or not is_broadcast or op.operands[0].tensor.shape != (1, *value.tensor.shape[1:]):
+        return None
+    return op.operands[0]
+
+
+def _mask(found: Match) -> Value:
+    """The mask [T, S], which may have an axis of 1 for the heads."""
+    mask = found["mask"]
+    op = mask.producer
+    if op is not None and op.opcode == "reshape" and mask.tensor.shape == (1, *op.operands[0].tensor.shape):
+        return op.operands[0]
+    return mask
+
+
 def _positions(mask: Value) -> Value | None:
     """The positions of a causal mask, or None for any other mask."""
     found = match(_CAUSAL, mask.producer) if mask.producer is not None else None
     if found is None or found["positions"].tensor.rank != 1:
+        return None
+    if found.number("hidden") > LOWEST[mask.tensor.dtype.name]:
         return None
     keys, positions = found["keys"].tensor.shape, found["positions"].tensor.shape
     if found["row"].tensor.shape != (1, *keys) or found["column"].tensor.shape != (*positions, 1):
@@ -76,20 +105,28 @@ def _check(found: Match) -> str | None:
         return "the keys are not transposed"
     if found.op("weights").attributes["axis"] not in (-1, 2):
         return "the softmax is not over the keys"
-    if (positions := _positions(found["mask"])) is None:
+    mask = _mask(found)
+    if (positions := _positions(mask)) is None:
         return "the mask is not the causal mask of the positions"
-    if positions.type != tensor(q.shape[1], I32) or found["mask"].tensor.shape != (q.shape[1], keys.tensor.shape[1]):
+    if positions.type != tensor(q.shape[1], I32) or mask.tensor.shape != (q.shape[1], keys.tensor.shape[1]):
         return "the mask is not that of these queries and keys"
     return None
 
 
 def _rewrite(found: Match, rewriter: Rewriter) -> Value:
-    keys, values, positions = _unrepeated(found["keys"]), _unrepeated(found["values"]), _positions(found["mask"])
+    keys, values, positions = _unrepeated(found["keys"]), _unrepeated(found["values"]), _positions(_mask(found))
     assert keys is not None and values is not None and positions is not None
-    return rewriter.op("attention", found["q"], keys, values, positions, scale=found.number("scale"))
+    scale = found.number("scale") if found.op("scaled").opcode == "mul" else 1 / found.number("scale")
+    return rewriter.op("attention", found["q"], keys, values, positions, scale=scale)
 
 
-RULES = (Rule("attention", PATTERN, _rewrite, _check, near=3),)
+_EXACT = 99
+"""Deeper than any pattern: the rarer form reports no near matches, the other one does for both."""
+
+RULES = (
+    Rule("attention", DIVIDED, _rewrite, _check, near=_EXACT),
+    Rule("attention", PATTERN, _rewrite, _check, near=3),
+)
 
 
 @dataclass(frozen=True)

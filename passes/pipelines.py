@@ -9,6 +9,7 @@ from llamac.errors import LlamacError, did_you_mean
 from llamac.transform.base import Pass
 from llamac.transform.pipeline import Step
 
+from .canonicalize import Canonicalize
 from .cast_weights import CastWeights
 from .dedupe_ops import DedupeOps
 from .eliminate_dead import EliminateDead
@@ -72,6 +73,7 @@ def parse_quantization(text: str) -> Quantization:
 def raise_and_fuse(layers: int) -> list[Step]:
     """Captured -> model: every idea of the paper found once where it must be."""
     return [
+        Step(Canonicalize()),
         Step(RaiseLinear(), {"linear": 7 * layers + 1}),
         Step(FuseRmsNorm(), {"rms_norm": 2 * layers + 1}),
         Step(FuseRope(), {"rope": 2 * layers}),

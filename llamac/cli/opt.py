@@ -17,14 +17,21 @@ if TYPE_CHECKING:
 
 @click.command("opt")
 @click.argument("file", required=False)
-@click.option("--from", "source", metavar="SRC", help="Capture this model (as `llamac compile` takes it) instead of FILE.")
+@click.option(
+    "--from", "source", metavar="SRC", help="Capture this model (as `llamac compile` takes it) instead of FILE."
+)
 @click.option("--random-weights", type=int, metavar="SEED", help="For --from with a preset. The weights are not read.")
 @click.option("--passes", "text", metavar="TEXT", help='Passes in order, such as "fuse-gqa,quantize-int4{group=64}".')
 @click.option("--pipeline", metavar="TARGET", help="The passes that `llamac compile --target TARGET` runs.")
 @click.option("--quantize", default="keep", show_default=True, metavar="SCHEME", help="For --pipeline.")
+@click.option(
+    "--passes-from", multiple=True, metavar="MODULE", help="Outside passes: for --pipeline, or named in --passes."
+)
 @click.option("--stop-after", default="", metavar="PASS", help="Stop after this pass.")
 @click.option("--print-ir-after", default="", metavar="PASS|all", help="Print the IR on stderr after this pass.")
-@click.option("--print-ir-dir", type=click.Path(path_type=Path), metavar="DIR", help="Write the IR after each pass here.")
+@click.option(
+    "--print-ir-dir", type=click.Path(path_type=Path), metavar="DIR", help="Write the IR after each pass here."
+)
 @click.option("--explain", default="", metavar="PASS", help="Say what the pass did and why it left near matches alone.")
 @click.option("--verify-each/--no-verify-each", default=True, help="Verify after every pass. [default: on]")
 @click.option("--time-passes", is_flag=True, help="Print the time of each pass on stderr.")
@@ -72,10 +79,13 @@ def _input(file: str | None, source: str | None, seed: int | None) -> tuple[str,
     try:
         return Path(file).read_text(encoding="utf-8"), file, 0
     except (OSError, UnicodeDecodeError) as error:
-        raise LlamacError("LLC0101", file, f"cannot be read: {error}", "name a file of IR text, or - for stdin") from None
+        raise LlamacError(
+            "LLC0101", file, f"cannot be read: {error}", "name a file of IR text, or - for stdin"
+        ) from None
 
 
 def _steps(options: dict[str, Any], layers: int) -> list[Step]:
+    from llamac.transform.outside import load_classes, load_edits
     from llamac.transform.pipeline import Step, parse_pipeline
 
     if options["text"] and options["pipeline"]:
@@ -85,10 +95,13 @@ def _steps(options: dict[str, Any], layers: int) -> list[Step]:
         from llamac.passes.pipelines import cpu_pipeline, parse_quantization
 
         resolve_targets([options["pipeline"]])
-        steps = cpu_pipeline(layers, parse_quantization(options["quantize"]), "f16", 512)
+        steps = load_edits(options["passes_from"])(
+            cpu_pipeline(layers, parse_quantization(options["quantize"]), "f16", 512)
+        )
         # Counts are known for a captured model only; a file may hold anything.
         return steps if layers else [Step(step.run) for step in steps]
-    return parse_pipeline(options["text"]) if options["text"] else []
+    outside = options["passes_from"]
+    return parse_pipeline(options["text"], load_classes(outside)) if options["text"] else []
 
 
 def _run(steps: list[Step], options: dict[str, Any]) -> OptRun:

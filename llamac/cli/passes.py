@@ -25,10 +25,10 @@ def command(pipeline: str | None, quantize: str, as_json: bool) -> None:
     if pipeline is not None:
         _print_pipeline(pipeline, quantize, as_json)
         return
-    from llamac.transform.registry import BUILT_IN, pass_class
+    from llamac.transform.registry import BUILT_IN, outside_passes, pass_class
 
     rows = []
-    for name in BUILT_IN:
+    for name in [*BUILT_IN, *sorted(outside_passes())]:
         found = pass_class(name)
         options = {f.name: f.default for f in dataclasses.fields(found)}
         summary = (found.__doc__ or "").splitlines()[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 from llamac.errors import LlamacError
 
@@ -134,6 +135,7 @@ def divide(dim: DimLike, divisor: DimLike) -> DimLike | None:
     return _normal(quotient)
 
 
+@lru_cache(maxsize=4096)
 def parse_dim(text: str) -> DimLike:
     """The inverse of `str`: sums and products of integers and names, with parentheses."""
     tokens = re.findall(r"\d+|[A-Za-z_]\w*|[-+*()]", text)

@@ -45,9 +45,7 @@ I32 = DType("i32", 32, "int", np.dtype(np.int32))
 I64 = DType("i64", 64, "int", np.dtype(np.int64))
 I1 = DType("i1", 1, "bool", np.dtype(np.bool_))
 
-DTYPES: dict[str, DType] = {
-    t.name: t for t in (F32, F16, BF16, E4M3FN, E4M3FNUZ, E5M2, I8, U8, I4, U4, I32, I64, I1)
-}
+DTYPES: dict[str, DType] = {t.name: t for t in (F32, F16, BF16, E4M3FN, E4M3FNUZ, E5M2, I8, U8, I4, U4, I32, I64, I1)}
 
 
 def round_to(values: np.ndarray, dtype: DType) -> np.ndarray:

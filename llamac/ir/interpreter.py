@@ -22,7 +22,6 @@ from .ops.cache_ops import CacheState
 from .registry import find_op
 from .types import CacheType, TensorType
 
-
 Observe = Callable[[Graph, int, Mapping[str, int], Sequence[Any]], None]
 """(graph, index of the op, values of the symbols, the op's results), called after every op."""
 

@@ -14,7 +14,7 @@ def print_module(module: Module) -> str:
     lines = [f"module @{module.name} at {module.level} {{"]
     lines += [f"  {print_weight(w)}" for w in module.weights.values()]
     for graph in module.graphs.values():
-        lines += [f"  {line}" for line in print_graph(graph).splitlines()]
+        lines += [f"  {line}" for line in print_graph(graph).split("\n")]
     return "\n".join([*lines, "}", ""])
 
 

@@ -1,10 +1,10 @@
 """Runs a planned module inside one arena, so that buffers which overlap while both are live corrupt the result.
 
-Every value that `plan-memory` placed is written to and read from its planned bytes, and from nowhere else. The arena has
-one f64 cell for each byte of the plan: an element of four bytes lies in the first of its four cells, the other three
-hold NaN, so values of different widths that overlap spoil one another as they would in memory. Before an op runs, the
-memory of its results is spoiled too: a kernel may write before it has read everything. The one operand that an op takes
-over in place is excepted.
+Every value that `plan-memory` placed is written to and read from its planned bytes, and from nowhere else. The arena
+has one f64 cell for each byte of the plan: an element of four bytes lies in the first of its four cells, the other
+three hold NaN, so values of different widths that overlap spoil one another as they would in memory. Before an op runs,
+the memory of its results is spoiled too: a kernel may write before it has read everything. The one operand that an op
+takes over in place is excepted.
 """
 
 from __future__ import annotations
@@ -167,9 +167,7 @@ def _strips(graph: Graph) -> dict[Value, tuple[int, int]]:
     return found
 
 
-def _place(
-    result: Value, offset: int, op: Op, frame: _Frame, strips: Mapping[Value, tuple[int, int]]
-) -> _Place | None:
+def _place(result: Value, offset: int, op: Op, frame: _Frame, strips: Mapping[Value, tuple[int, int]]) -> _Place | None:
     """Where a result lies; None for what the caller owns: caches, and outputs of the step."""
     if isinstance(result.type, CacheType):
         return None

@@ -34,6 +34,16 @@ def load_edits(specs: Sequence[str]) -> Edit:
     return edit
 
 
+def load_classes(specs: Sequence[str]) -> dict[str, type[Pass]]:
+    """Every pass that the modules of `specs` define, by name, for pipelines given as text."""
+    found: dict[str, type[Pass]] = {}
+    for spec in specs:
+        module = _module(spec, spec.partition(":")[0])
+        values = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Pass) and v is not Pass]
+        found.update({v.name: v for v in values if not v.__module__.startswith("llamac.")})
+    return found
+
+
 def _load(spec: str) -> Edit:
     name, _, attribute = spec.partition(":")
     module = _module(spec, name)

@@ -157,9 +157,7 @@ def _match_node(pattern: Node, value: Value, bound: Bindings, depth: int, trace:
                 yield found
 
 
-def _match_all(
-    pairs: list[tuple[Pattern, Value]], bound: Bindings, depth: int, trace: Trace
-) -> Iterator[Bindings]:
+def _match_all(pairs: list[tuple[Pattern, Value]], bound: Bindings, depth: int, trace: Trace) -> Iterator[Bindings]:
     if not pairs:
         yield bound
         return

@@ -90,10 +90,10 @@ def run_pass(module: Module, item: Pass, context: PassContext) -> PassResult:
     return result
 
 
-def parse_pipeline(text: str) -> list[Step]:
-    """Passes from text: names separated by commas, options in braces."""
+def parse_pipeline(text: str, also: Mapping[str, type[Pass]] | None = None) -> list[Step]:
+    """Passes from text: names separated by commas, options in braces. `also` are passes that are not installed."""
     parts = re.split(r",(?![^{}]*\})", text)
-    return [Step(parse_pass(part)) for part in parts if part.strip()]
+    return [Step(parse_pass(part, also)) for part in parts if part.strip()]
 
 
 def pipeline_text(steps: Iterable[Step]) -> str:

@@ -1,6 +1,7 @@
 """Every pass by name, as `module:Class` so that listing them imports none of them.
 
-Installed packages add theirs in the entry point group `llamac.passes`, as `fuse-something = "pkg.module:FuseSomething"`.
+Installed packages add theirs in the entry point group `llamac.passes`, as `fuse-something =
+"pkg.module:FuseSomething"`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 
@@ -18,6 +20,7 @@ from llamac.ir.parser import parse_attribute
 from .base import Pass
 
 BUILT_IN: dict[str, str] = {
+    "canonicalize": "llamac.passes.canonicalize:Canonicalize",
     "raise-linear": "llamac.passes.raise_linear:RaiseLinear",
     "fuse-rms-norm": "llamac.passes.fuse_rms_norm:FuseRmsNorm",
     "fuse-rope": "llamac.passes.fuse_rope:FuseRope",
@@ -71,7 +74,7 @@ def pass_class(name: str) -> type[Pass]:
         raise LlamacError("LLC0502", name, f"unknown pass{did_you_mean(name, known)}", "`llamac passes` lists them")
     module, _, attribute = place.partition(":")
     if name in BUILT_IN:
-        found = getattr(importlib.import_module(module), attribute)
+        found: type[Pass] = getattr(importlib.import_module(module), attribute)
     else:
         found = _outside_class(name, module, attribute)
     assert issubclass(found, Pass) and found.name == name
@@ -85,17 +88,19 @@ def _outside_class(name: str, module: str, attribute: str) -> type[Pass]:
         reason = f"{module}:{attribute} cannot be loaded: {type(error).__name__}: {error}"
         raise LlamacError("LLC0509", name, reason, "the package that provides this pass is broken") from error
     if not (isinstance(found, type) and issubclass(found, Pass) and found.name == name):
-        raise LlamacError("LLC0509", name, f"{module}:{attribute} is not a pass of that name", "see docs/write-a-pass.md")
+        raise LlamacError(
+            "LLC0509", name, f"{module}:{attribute} is not a pass of that name", "see docs/write-a-pass.md"
+        )
     return found
 
 
-def parse_pass(text: str) -> Pass:
-    """A pass from its text form, `quantize-int4{group=64}`."""
+def parse_pass(text: str, also: Mapping[str, type[Pass]] | None = None) -> Pass:
+    """A pass from its text form, `quantize-int4{group=64}`; `also` are passes by name that are not installed."""
     shape = re.fullmatch(r"([^{}]+)(?:\{([^{}]*)\})?", text.strip())
     if shape is None:
         raise LlamacError("LLC0502", text.strip(), "expected a pass name, with options as in {group=64,weights=all}")
     name, inside = shape.groups("")
-    found = pass_class(name)
+    found = (also or {}).get(name) or pass_class(name)
     defaults = {f.name: f.default for f in dataclasses.fields(found)}
     options: dict[str, Attribute] = {}
     for part in filter(None, (p.strip() for p in inside.split(","))):

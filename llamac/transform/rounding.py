@@ -10,8 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from llamac.ir.definition import Array
-from llamac.ir.dtypes import E4M3FN, I4, I8, U4, U8, DType, round_to, widen
+from llamac.ir.dtypes import DTYPES, E4M3FN, I4, I8, U4, U8, DType, round_to, widen
 from llamac.ir.graph import Weight
+
+from .base import Pass
 
 _SLACK = 1.05
 _SCALE_ROUNDING = 2.0**-10
@@ -32,10 +34,10 @@ def is_recoded(weight: Weight, origin: str) -> bool:
     return quants is not None and quants.opcode in ("group_quants", "row_quants") and quants.operands[0].name == origin
 
 
-def rounding_ratio(weight: Weight, old: Array, new: Array, group: int | None) -> float:
+def rounding_ratio(weight: Weight, old: Array, new: Array, item: Pass) -> float:
     """Largest error of `new` over what its format explains, 1 being just explained.
 
-    group: the columns that the pass was asked to give one scale; None takes the group that the weight has.
+    What the pass was asked for counts: its options `group` (columns with one scale) and `dtype`, where it has them.
     """
     before, after = (np.asarray(widen(x), np.float64) for x in (old, new))
     if not np.isfinite(after).all():
@@ -43,7 +45,8 @@ def rounding_ratio(weight: Weight, old: Array, new: Array, group: int | None) ->
     producer = weight.producer
     assert producer is not None
     if producer.opcode == "cast":
-        nearest = round_to(before.astype(np.float32), weight.tensor.dtype)
+        dtype = DTYPES.get(str(getattr(item, "dtype", "")), weight.tensor.dtype)
+        nearest = round_to(before.astype(np.float32), dtype)
         return 0.0 if np.array_equal(nearest, after.astype(np.float32)) else float("inf")
     quants = producer.operands[0].tensor.dtype
     error = np.abs(after - before)
@@ -51,7 +54,7 @@ def rounding_ratio(weight: Weight, old: Array, new: Array, group: int | None) ->
         return _ratio(error, _fp8_bound(before))
     columns = producer.attributes["group"]
     assert isinstance(columns, int)
-    width = group or columns
+    width = int(getattr(item, "group", columns))
     return _ratio(_group_max(error, width), _integer_bound(before, width, quants))
 
 
@@ -62,7 +65,7 @@ def _ratio(error: Array, bound: Array) -> float:
 def _fp8_bound(x: Array) -> Array:
     """Half a step of e4m3fn around each value, when the largest of its row becomes 448."""
     step = np.abs(x).max(axis=1, keepdims=True) / 448
-    return (np.abs(x) * 2.0**-4 + step * 2.0**-10) * _SLACK
+    return np.asarray((np.abs(x) * 2.0**-4 + step * 2.0**-10) * _SLACK)
 
 
 def _integer_bound(x: Array, group: int, quants: DType) -> Array:

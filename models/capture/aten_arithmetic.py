@@ -107,7 +107,9 @@ def _is_true(value: Value) -> bool:
 
 
 def _where(call: Call) -> Value:
-    return call.op("select", call.tensor("condition"), call.operand("self", call.dtype), call.operand("other", call.dtype))
+    return call.op(
+        "select", call.tensor("condition"), call.operand("self", call.dtype), call.operand("other", call.dtype)
+    )
 
 
 def _masked_fill(call: Call) -> Value:

@@ -30,7 +30,7 @@ def _product(call: Call, a: Value, b: Value) -> Value:
 def _embedding(call: Call) -> Value:
     """Lookups take one axis of row numbers; others are put back by a reshape."""
     ids = call.cast(call.tensor("indices"), I32)
-    count: object = math.prod(ids.tensor.shape)  # type: ignore[arg-type]
+    count: object = math.prod(ids.tensor.shape)
     flat = call.op("embedding", call.tensor("weight"), call.reshape(ids, (count,)))  # type: ignore[arg-type]
     return call.reshape(flat, call.shape())
 

@@ -23,7 +23,8 @@ class Surroundings(Protocol):
 
     builder: Builder
     values: dict[Any, Any]
-    symbols: Mapping[str, str]
+    @property
+    def symbols(self) -> Mapping[str, str]: ...
 
 
 class Call:

@@ -58,7 +58,11 @@ class TorchRows:
 
 
 def torch_checkpoint(
-    module: Module, config: LlamaConfig, tensors: Mapping[str, Any], stored_names: Mapping[str, str], ledger: list[LedgerEntry]
+    module: Module,
+    config: LlamaConfig,
+    tensors: Mapping[str, Any],
+    stored_names: Mapping[str, str],
+    ledger: list[LedgerEntry],
 ) -> Checkpoint:
     """The checkpoint of a captured module; `tensors` and `stored_names` are by model-level name (LLC0206..LLC0208)."""
     stored: dict[str, StoredTensor] = {}

@@ -21,15 +21,19 @@ from .torch_library import ir_dtype, require_torch
 
 
 def capture(
-    module_or_exported_program: Any, *, config: LlamaConfig | None = None, example_tokens: int = 5, dtype: str | None = None
+    module_or_exported_program: Any,
+    *,
+    config: LlamaConfig | None = None,
+    example_tokens: int = 5,
+    dtype: str | None = None,
 ) -> CapturedModel:
     """Capture a torch Llama as a graph, with its weights where they are.
 
     module_or_exported_program: a transformers LlamaForCausalLM (eager or sdpa attention); or an nn.Module whose
-    `forward(ids[T], positions[T], past_k.0[K, P, h], past_v.0, ...)` returns `logits[T, V], k.0[K, P + T, h], v.0, ...`;
-    or a torch.export.ExportedProgram of such a step, each tensor with or without a batch axis of one.
-    config: the architecture; taken from the module when transformers made it, needed otherwise.
-    example_tokens: how many tokens the export traces with. dtype: "f32", "f16" or "bf16" captures a copy so converted.
+    `forward(ids[T], positions[T], past_k.0[K, P, h], past_v.0, ...)` returns `logits[T, V], k.0[K, P + T, h], v.0,
+    ...`; or a torch.export.ExportedProgram of such a step, each tensor with or without a batch axis of one. config: the
+    architecture; taken from the module when transformers made it, needed otherwise. example_tokens: how many tokens the
+    export traces with. dtype: "f32", "f16" or "bf16" captures a copy so converted.
 
     `positions[t]` is `P + t`: a mask that the module makes from sizes and one that it makes from positions are one.
     Raises LLC0311..LLC0318; LLC03xx for a config, LLC02xx for weights that are not those of a Llama.
@@ -51,6 +55,8 @@ def capture(
 def _imported(program: Any, config: LlamaConfig, ledger: list[LedgerEntry]) -> CapturedModel:
     parameters = Parameters(program, config, ledger)
     module = import_program(program, parameters)
+    module.step.remove_dead_ops()
+    module.remove_dead_weights()
     renamed = name_weights(module, config)
     verify(module)
     tensors = {renamed[name]: held for name, held in parameters.tensors.items() if name in renamed}
@@ -63,7 +69,9 @@ def _converted(torch: Any, held: Any, dtype: str, is_program: bool) -> Any:
         near = did_you_mean(dtype, TORCH_DTYPES)
         raise LlamacError("LLC0312", "capture", f"unknown dtype '{dtype}'{near}", f"choose {', '.join(TORCH_DTYPES)}")
     if is_program:
-        raise LlamacError("LLC0312", "capture", "an exported program has the dtype it was exported with", "leave dtype out")
+        raise LlamacError(
+            "LLC0312", "capture", "an exported program has the dtype it was exported with", "leave dtype out"
+        )
     wanted = getattr(torch, TORCH_DTYPES[dtype])
     return held if _dtype(held) == dtype else copy.deepcopy(held).to(wanted)
 

@@ -79,7 +79,7 @@ class _Import:
         """T is the length of the ids, P that of the past."""
         for node, axis, name, what in ((inputs[0], -1, "T", "tokens"), (inputs[2], -2, "P", "past")):
             shape = node.meta["val"].shape
-            size = shape[axis] if len(shape) >= -axis else 0
+            size: Any = shape[axis] if len(shape) >= -axis else 0
             if not is_symbolic(size) or not size.node.expr.is_Symbol:
                 reason = f"the number of {what} is fixed at {size}"
                 raise LlamacError("LLC0316", node.name, reason, f"export with a dynamic dimension for the {what}")
@@ -116,7 +116,7 @@ class _Import:
         graph = self.builder.graph
         assert graph is not None
         kinds = {spec.kind.name for spec in self.program.graph_signature.output_specs}
-        outputs = [self.values.get(value) for value in node.args[0]]
+        outputs: list[Any] = [self.values.get(value) for value in node.args[0]]
         if kinds != {"USER_OUTPUT"} or len(outputs) != len(graph.arguments) - 1 or not all(outputs):
             reason = f"the program returns {len(outputs)} values ({', '.join(sorted(kinds)).lower()})"
             raise LlamacError("LLC0316", "the program", reason, SIGNATURE)
@@ -143,4 +143,6 @@ class _Import:
                 raise LlamacError("LLC0316", "the program", reason, SIGNATURE)
 
 
-SIGNATURE = "the step is (ids, positions, past_k.0, past_v.0, ...) -> logits, k.0, v.0, ...; keys are [heads, P, head_dim]"
+SIGNATURE = (
+    "the step is (ids, positions, past_k.0, past_v.0, ...) -> logits, k.0, v.0, ...; keys are [heads, P, head_dim]"
+)

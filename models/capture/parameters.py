@@ -64,12 +64,16 @@ class Parameters:
         values = _array(held)
         if not shape:
             return builder.constant(float(values), dtype)
-        if shape == (self.config.head_dim // 2,) and dtype.is_float and (known := self.frequencies(name, values, dtype)):
+        if (
+            shape == (self.config.head_dim // 2,)
+            and dtype.is_float
+            and (known := self.frequencies(name, values, dtype))
+        ):
             return builder.weight(FREQUENCIES, tensor(*shape, F32), known)
         return builder.weight(name, tensor(*shape, dtype), DataSource(values.astype(dtype.storage).tobytes()))
 
     def frequencies(self, name: str, values: NDArray[Any], dtype: DType) -> DataSource | None:
-        """The config's inverse frequencies where the buffer holds them, to the bit as the config front door has them."""
+        """The config's inverse frequencies where the buffer holds them, bit for bit as from the config."""
         expected = inverse_frequencies(self.config)
         tolerance = F32_TOLERANCE if dtype is F32 else ROUNDED_TOLERANCE
         if not np.allclose(values, expected, rtol=tolerance, atol=0):

@@ -55,7 +55,9 @@ def _roles(graph: Graph, config: LlamaConfig) -> dict[Weight, str]:
     groups = _groups(graph)
     sizes = [len(group) for group in groups.values()]
     if sizes != [3, 1, 2, 1] * config.layers + [1]:
-        raise _unlike(f"projections come in groups of {sizes[:5]}..., expected [3, 1, 2, 1] in each of {config.layers} layers")
+        raise _unlike(
+            f"projections come in groups of {sizes[:5]}..., expected [3, 1, 2, 1] in each of {config.layers} layers"
+        )
     for index, (source, group) in enumerate(groups.items()):
         layer = f"layers.{index // 4}"
         kind = ("qkv", "o", "mlp", "down")[index % 4] if index < 4 * config.layers else "head"
@@ -79,7 +81,7 @@ def _named(graph: Graph, kind: str, layer: int, group: list[Op]) -> Iterator[tup
     if kind == "qkv":
         k, v = (_projection(graph.outputs[1 + 2 * layer + i], group) for i in (0, 1))
         rest = [op for op in group if op not in (k, v)]
-        if len(rest) != 1:
+        if len(rest) != 1 or k is None or v is None:
             raise _unlike(f"layers.{layer}: q, k and v are not three projections of one value")
         yield from (("attn.q", rest[0]), ("attn.k", k), ("attn.v", v))
     elif kind == "mlp":
@@ -131,7 +133,9 @@ def _weight_of(op: Op) -> Weight:
 
 def _scale_of(source: Value, name: str) -> Weight:
     """The weight by which a norm ends."""
-    scales = [_behind(v) for v in source.producer.operands] if source.producer and source.producer.opcode == "mul" else []
+    scales = (
+        [_behind(v) for v in source.producer.operands] if source.producer and source.producer.opcode == "mul" else []
+    )
     for scale in scales:
         if isinstance(scale, Weight) and scale.tensor.rank == 1:
             return scale
@@ -153,12 +157,14 @@ def _locate(graph: Graph) -> None:
         names = [v.name for v in op.operands if isinstance(v, Weight) and isinstance(v.source, FileSource)]
         before = [v.producer for v in op.operands if v.producer is not None and v.producer.location]
         if names:
-            op.location = _place(names[0])
+            op.location = "head" if names[0] == "embed" and op.opcode != "embedding" else _place(names[0])
         elif before:
             op.location = max(before, key=lambda o: order[o]).location
-    for op in graph.ops:
+    for op in reversed(graph.ops):
         if not op.location:
-            op.location = "mask" if op.opcode in ("less", "less_equal", "select") else "rope"
+            users = {user.location for user in op.results[0].users} if not op.operands else set()
+            tables = "mask" if op.opcode in ("less", "less_equal", "select") else "rope"
+            op.location = users.pop() if len(users) == 1 else tables
 
 
 def _place(name: str) -> str:

@@ -25,7 +25,9 @@ def _polynomial(expression: Any, names: Mapping[str, str], where: str) -> DimLik
         return int(expression)
     if expression.is_Symbol and str(expression) in names:
         return symbol(names[str(expression)])
-    parts = [_polynomial(part, names, where) for part in expression.args] if expression.is_Add or expression.is_Mul else []
+    parts = (
+        [_polynomial(part, names, where) for part in expression.args] if expression.is_Add or expression.is_Mul else []
+    )
     if not parts:
         known = ", ".join(f"{theirs} = {ours}" for theirs, ours in names.items())
         reason = f"the size {expression} is no sum of products of the tokens and the past ({known})"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
 from llamac.backends.cpu.toolchain import (
     KERNEL_HEADERS,
     compile_shared_library,

@@ -144,7 +144,8 @@ def test_instruction_sets_that_were_run(runners: dict[str, Runner], cpu: str) ->
 
 def check_every_way(runners: dict[str, Runner], expected: Array, run: Callable[[Runner, int, int], Array]) -> None:
     """`run(runner, threads, rows)` gives the bits of expected[:rows] on every instruction set, with every number of
-    threads and rows."""
+    threads and rows.
+    """
     for cpu, runner in runners.items():
         same_bits(run(runner, 1, len(expected)), expected, f"{cpu}, all rows")
         emulated = isinstance(runner, Emulated)

@@ -7,9 +7,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+
 from llamac.backends.cpu import toolchain
 from llamac.backends.cpu.toolchain import compile_shared_library, kernel_source, zig_command
-
 from llamac.errors import LlamacError
 
 X86 = "x86_64-linux-gnu.2.28"

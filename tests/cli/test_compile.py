@@ -115,7 +115,9 @@ def test_opt_reads_several_modules_and_checks_diagnostics(capsys: Capture, tmp_p
     code, out, _ = _run(capsys, "opt", file, "--split-input-file")
     assert code == 0 and out.count("module @m") == 2
     expected = "// expected-error {{%y is not defined here}}"
-    file.write_text(bad.replace("tensor<T x f32>\n    return", f"tensor<T x f32> {expected}\n    return"), encoding="utf-8")
+    file.write_text(
+        bad.replace("tensor<T x f32>\n    return", f"tensor<T x f32> {expected}\n    return"), encoding="utf-8"
+    )
     assert _run(capsys, "opt", file, "--verify-diagnostics")[0] == 0
     file.write_text(bad, encoding="utf-8")
     code, _, err = _run(capsys, "opt", file, "--verify-diagnostics")
@@ -140,7 +142,16 @@ def test_the_c_example_runs_the_artifact(tiny: Path, tmp_path: Path) -> None:
         (tmp_path / "weights.bin").write_bytes(archive.read("weights/cpu-panel16.bin"))
         (tmp_path / "model.so").write_bytes(archive.read(manifest["targets"][0]["code"]))
     source = tiny.with_suffix(".c")
-    build = [*zig_command(), "cc", "-O1", "-Wall", "-Werror", "-fno-sanitize=all", str(source / "example.c"), "./model.so"]
+    build = [
+        *zig_command(),
+        "cc",
+        "-O1",
+        "-Wall",
+        "-Werror",
+        "-fno-sanitize=all",
+        str(source / "example.c"),
+        "./model.so",
+    ]
     subprocess.run([*build, "-o", "example"], cwd=tmp_path, check=True, env=compiler_environment())
     sizes = (manifest["memory"]["kv_page_bytes"], manifest["memory"]["arena_bytes"], manifest["model"]["vocab_size"])
     words = ["./example", "weights.bin", *map(str, sizes), "5", "6", "7"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def captured_logits(checkpoint: Checkpoint, ids: list[int], first: int | None = 
     past = [empty] * (2 * config.layers)
     rows: list[Floats] = []
     cuts = [0, len(ids)] if first is None else [0, first, len(ids)]
-    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, stop in pairwise(cuts):
         inputs: dict[str, Any] = {"ids": ids[start:stop], "positions": np.arange(start, stop)}
         for layer in range(config.layers):
             inputs[f"past_k.{layer}"], inputs[f"past_v.{layer}"] = past[2 * layer : 2 * layer + 2]

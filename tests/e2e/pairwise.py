@@ -29,8 +29,6 @@ def pairwise_rows(parameters: Mapping[str, Sequence[Any]]) -> list[Row]:
     return rows
 
 
-
-
 def _all_pairs(parameters: Mapping[str, Sequence[Any]], a: str, b: str) -> set[tuple[Any, ...]]:
     return {((a, x), (b, y)) for x in parameters[a] for y in parameters[b]}
 

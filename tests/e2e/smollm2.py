@@ -1,4 +1,4 @@
-"""The reference of the end-to-end tests on a real model: transformers in fp32 on the values of the GGUF's own blocks."""
+"""The reference of the tests on a real model: transformers in fp32 on the values of the GGUF's own blocks."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import llamac
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 from stepping import Floats, assert_same_bits, in_chunks, side_by_side
 from tiny_llama import TinyShape, make_reference, save_checkpoint, some_ids
 
+import llamac
 from llamac.host import cpu_features, machine_architecture
 from llamac.runtime.model import Model
 from llamac.target import TARGETS

@@ -2,8 +2,9 @@
 
 Three comparisons, each as tight as its cause allows:
 
-* Float activations (f32, f16, bf16, fp8): f32 arithmetic throughout, so 1e-5 of transformers on the dequantized weights.
-* Integer weights, code against the kernel-level interpreter: the same int8 activations, so rows agree to 5e-6, except
+* Float activations (f32, f16, bf16, fp8): f32 arithmetic throughout, so 1e-5 of transformers on the dequantized
+weights. * Integer weights, code against the kernel-level interpreter: the same int8 activations, so rows agree to 5e-6,
+except
   where an f32 difference in the last bit moves one activation over a rounding boundary. Such a flip is rare and changes
   a logit by a fraction of a percent: most short sequences must be without one, and none may be far off.
 * Integer weights against transformers on the dequantized weights: int8 activations cost a few percent of the largest
@@ -15,7 +16,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import llamac
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
@@ -24,6 +24,7 @@ from stepping import side_by_side
 from tiny_gguf import SHAPE_32, SHAPE_256, TinyGguf, write_tiny_gguf
 from tiny_llama import TinyShape, make_reference, reference_logits, relative_error, save_checkpoint, some_ids
 
+import llamac
 from llamac.ir.evaluator import WeightEvaluator
 from llamac.models.checkpoint import Checkpoint
 from llamac.models.llama.graph import build_llama
@@ -44,7 +45,9 @@ SHAPE = TinyShape(group=4, head_dim=16, dtype="f32", width=72, inner=100, vocab=
 """Widths that no group divides: the last group of every row is padded."""
 
 FLOAT_SCHEMES = ["f16", "bf16", "fp8"]
-INTEGER_SCHEMES = [f"{kind}{group}{asym}" for kind in ("int8", "int4") for group in ("", ":g64", ":g128") for asym in ("", ":asym")]
+INTEGER_SCHEMES = [
+    f"{kind}{group}{asym}" for kind in ("int8", "int4") for group in ("", ":g64", ":g128") for asym in ("", ":asym")
+]
 TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "F16", "BF16", "F32"]
 FLOAT_TYPES = {"F16", "BF16", "F32"}
 
@@ -199,7 +202,9 @@ def test_gguf_types(tiny_gguf: Any, tmp_path: Path, kind: str) -> None:
     _check_against(tiny.reference, found, TOLERANCE_INT8_ACTIVATIONS)
 
 
-@pytest.mark.parametrize("kind", [k if k in ("Q4_1", "Q6_K") else pytest.param(k, marks=pytest.mark.slow) for k in TYPES])
+@pytest.mark.parametrize(
+    "kind", [k if k in ("Q4_1", "Q6_K") else pytest.param(k, marks=pytest.mark.slow) for k in TYPES]
+)
 def test_gguf_types_in_f32(tiny_gguf: Any, tmp_path: Path, kind: str) -> None:
     """The same values as f32: everything but the activations' rounding, to 1e-5."""
     tiny = tiny_gguf(kind)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import llamac
 import pytest
 from interpreted import captured_logits, kernel_graph, kernel_logits
 from pairwise import every_row, pairwise_rows
 from tiny_llama import TinyShape, make_reference, reference_logits, relative_error, save_checkpoint, some_ids
 
+import llamac
 from llamac.models.sources import open_source
 
 TOLERANCE_F32 = 1e-5

@@ -1,7 +1,7 @@
 """Tiny GGUF files of arch `llama` written with the `gguf` package, and what transformers computes for them in fp32.
 
-The reference knows nothing of llamac: values come from `gguf.quants.dequantize`, q and k rows go from GGUF's interleaved
-rotary order to transformers' halves as llama.cpp's converter defines it.
+The reference knows nothing of llamac: values come from `gguf.quants.dequantize`, q and k rows go from GGUF's
+interleaved rotary order to transformers' halves as llama.cpp's converter defines it.
 """
 
 from __future__ import annotations

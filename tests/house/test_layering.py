@@ -22,15 +22,29 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "models": frozenset({"errors", "ir"}),
     "runtime": frozenset({"errors", "host", "artifact"}),
     "driver": BASE | {"ir", "transform", "analysis", "artifact", "passes", "backends", "models"},
+    "divergence": BASE | {"ir", "analysis", "artifact", "passes", "backends", "models", "runtime", "driver"},
     "torch": BASE | {"runtime", "artifact", "driver"},
     "cli": BASE
-    | {"front", "ir", "transform", "analysis", "artifact", "passes", "backends", "models", "runtime", "driver"},
+    | {
+        "front",
+        "divergence",
+        "ir",
+        "transform",
+        "analysis",
+        "artifact",
+        "passes",
+        "backends",
+        "models",
+        "runtime",
+        "driver",
+    },
     "front": frozenset({"errors", "target", "driver", "runtime"}),
     "main": frozenset({"cli"}),
 }
 """Part -> the other parts of llamac it may import. `driver`: compile() and its files; `front`: `llamac/__init__`."""
 
-DRIVER_FILES = {"driver", "golden", "materialize", "certificate"}
+DRIVER_FILES = {"driver", "golden", "materialize", "certificate", "reproduction"}
+DIVERGENCE_FILES = {"divergence", "recording"}
 
 LIBRARIES: dict[str, frozenset[str]] = {
     "ir": frozenset({"numpy", "ml_dtypes"}),
@@ -42,6 +56,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "models": frozenset({"numpy"}),
     "runtime": frozenset({"numpy", "tokenizers", "tiktoken", "jinja2", "regex"}),
     "driver": frozenset({"numpy"}),
+    "divergence": frozenset({"numpy"}),
     "torch": frozenset({"numpy", "torch", "transformers"}),
     "cli": frozenset({"click", "rich"}),
 }
@@ -62,6 +77,8 @@ def part_of(module: str) -> str:
     name = [*module.split("."), ""][1]
     if name in DRIVER_FILES:
         return "driver"
+    if name in DIVERGENCE_FILES:
+        return "divergence"
     return {"": "front", "__main__": "main"}.get(name, name)
 
 
@@ -121,9 +138,9 @@ def test_relative_inside_a_folder_absolute_across() -> None:
         part, other = part_of(module.name), part_of(found.module)
         if not is_ours(found.module):
             continue
-        if part == other and not found.relative and part not in {"driver", "front"}:
+        if part == other and not found.relative and part not in {"driver", "divergence", "front"}:
             wrong.append(f"{place}: {found.module} is in the same folder: import it relatively")
-        beside = {part, other} <= BASE | {"driver"}  # files at the root of llamac/
+        beside = {part, other} <= BASE | {"driver", "divergence"}  # files at the root of llamac/
         if part != other and found.relative and not beside:
             wrong.append(f"{place}: {found.module} is in another folder: import it absolutely")
     assert not wrong, "\n".join(wrong)

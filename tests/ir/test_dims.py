@@ -17,7 +17,9 @@ atoms = st.one_of(st.integers(-9, 9), st.sampled_from(SYMBOLS).map(symbol))
 
 def _combine(children: st.SearchStrategy[DimLike]) -> st.SearchStrategy[DimLike]:
     pairs = st.tuples(children, children)
-    return st.one_of(pairs.map(lambda p: p[0] + p[1]), pairs.map(lambda p: p[0] - p[1]), pairs.map(lambda p: p[0] * p[1]))
+    return st.one_of(
+        pairs.map(lambda p: p[0] + p[1]), pairs.map(lambda p: p[0] - p[1]), pairs.map(lambda p: p[0] * p[1])
+    )
 
 
 dims = st.recursive(atoms, _combine, max_leaves=8)
@@ -102,7 +104,8 @@ def test_unbound_symbols_are_key_errors() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "T +", "(T", "T)", "2 T", "T $ 1", "*T", "T + * 2", "a.b", "()", "T / 2", "f32", "x", "true", "1e3"]
+    "text",
+    ["", " ", "T +", "(T", "T)", "2 T", "T $ 1", "*T", "T + * 2", "a.b", "()", "T / 2", "f32", "x", "true", "1e3"],
 )
 def test_malformed_text(text: str) -> None:
     with pytest.raises(LlamacError) as caught:

@@ -16,7 +16,16 @@ from llamac.ir.registry import infer_types
 from llamac.ir.types import tensor
 
 TYPES = {name: getattr(gguf.GGMLQuantizationType, name.upper()) for name in BLOCKS}
-HALVES = {"q4_0": [0], "q4_1": [0, 2], "q5_0": [0], "q5_1": [0, 2], "q8_0": [0], "q4_k": [0, 2], "q5_k": [0, 2], "q6_k": [208]}
+HALVES = {
+    "q4_0": [0],
+    "q4_1": [0, 2],
+    "q5_0": [0],
+    "q5_1": [0, 2],
+    "q8_0": [0],
+    "q4_k": [0, 2],
+    "q5_k": [0, 2],
+    "q6_k": [208],
+}
 """Offsets of the f16 numbers of a block: random bits there must not be infinite or NaN."""
 
 

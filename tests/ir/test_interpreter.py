@@ -15,7 +15,8 @@ from llamac.ir.parser import parse_module, parse_type
 from llamac.ir.types import CacheType
 
 BINDING = """module @m at captured {
-  graph @step(%all: tensor<(P + T) x 2 x f32>, %new: tensor<T x 2 x f32>, %old: tensor<P x 2 x f32>, %n: tensor<T x i32>) -> (tensor<(P + T) x 2 x f32>, tensor<(P + T) x i32>, tensor<2*T x 2 x f32>) {
+  graph @step(%all: tensor<(P + T) x 2 x f32>, %new: tensor<T x 2 x f32>, %old: tensor<P x 2 x f32>, %n: tensor<T x
+  i32>) -> (tensor<(P + T) x 2 x f32>, tensor<(P + T) x i32>, tensor<2*T x 2 x f32>) {
     %0 = concat %old, %new {axis = 0} : tensor<(P + T) x 2 x f32>
     %1 = add %all, %0 : tensor<(P + T) x 2 x f32>
     %2 = iota {dtype = i32, length = P + T} : tensor<(P + T) x i32>
@@ -74,7 +75,8 @@ def test_an_unknown_graph() -> None:
 
 def test_caches_must_be_of_the_argument_s_type() -> None:
     module = parse_module(
-        f"module @m at kernel {{\n  graph @step(%c: {CACHE}, %x: tensor<f32>) -> ({CACHE}) {{\n    return %c\n  }}\n}}\n"
+        f"module @m at kernel {{\n  graph @step(%c: {CACHE}, %x: tensor<f32>) -> ({CACHE}) {{\n"
+        "    return %c\n  }\n}\n"
     )
     cache = parse_type(CACHE)
     assert isinstance(cache, CacheType)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from llamac.ir.definition import Evaluation
 from llamac.ir.dims import symbol
@@ -23,14 +23,18 @@ X, Y = RANDOM.standard_normal((3, 4)), RANDOM.standard_normal((3, 4))
 POSITIVE = np.abs(X) + 0.1
 
 
-def run(opcode: str, inputs: Sequence[Any], exact: bool = True, types: Sequence[Type] = (), **attributes: Attribute) -> list[Any]:
+def run(
+    opcode: str, inputs: Sequence[Any], exact: bool = True, types: Sequence[Type] = (), **attributes: Attribute
+) -> list[Any]:
     """The op on concrete inputs, its types inferred from the arrays unless given."""
     kinds = {"f": F32, "i": I32, "b": I1}
     given = list(types) or [tensor(*np.shape(x), kinds[np.asarray(x).dtype.kind]) for x in inputs]
     results = infer_types(opcode, given, attributes)
     float_type = np.float64 if exact else np.float32
     values = [x if isinstance(x, CacheState) else np.asarray(x) for x in inputs]
-    values = [x.astype(float_type) if getattr(x, "dtype", None) is not None and x.dtype.kind == "f" else x for x in values]
+    values = [
+        x.astype(float_type) if getattr(x, "dtype", None) is not None and x.dtype.kind == "f" else x for x in values
+    ]
     found = list(find_op(opcode).evaluate(Evaluation(values, attributes, results, {}, exact)))
     for value, type in zip(found, results, strict=True):
         if isinstance(type, TensorType):
@@ -246,7 +250,10 @@ def test_fused_quantizers_are_compositions(exact: bool) -> None:
     (normal,) = run("rms_norm", [x, weight], exact, eps=1e-5)
     (gated,) = run("swiglu", [x], exact)
     for found, expected in (
-        (run("rms_norm_quantized", [x, weight], exact, eps=1e-5, **shape), run("quantize_rows", [normal], exact, **shape)),
+        (
+            run("rms_norm_quantized", [x, weight], exact, eps=1e-5, **shape),
+            run("quantize_rows", [normal], exact, **shape),
+        ),
         (run("swiglu_quantized", [x], exact, **shape), run("quantize_rows", [gated], exact, **shape)),
     ):
         assert all((a == b).all() for a, b in zip(found, expected, strict=True))

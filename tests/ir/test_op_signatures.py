@@ -82,7 +82,12 @@ REFUSED: list[tuple[str, list[Type], dict[str, Attribute], str]] = [
     ("rows_to_half_split", [tensor(12, 4, F32)], {"head_dim": 0}, "attribute 'head_dim' must be positive, not 0"),
     ("attention", [tensor(3, T, 4, F32), *[tensor(2, 5, 4, F32)] * 2, ROWS[0]], {"scale": 1.0}, "H a multiple of K"),
     ("attention", [tensor(2, T, 4, F32), *[tensor(0, 5, 4, F32)] * 2, ROWS[0]], {"scale": 1.0}, "H a multiple of K"),
-    ("attention", [tensor(2, T, 4, F32), *[tensor(2, 5, 4, F32)] * 2, tensor(5, I32)], {"scale": 1.0}, "must be i32 [T]"),
+    (
+        "attention",
+        [tensor(2, T, 4, F32), *[tensor(2, 5, 4, F32)] * 2, tensor(5, I32)],
+        {"scale": 1.0},
+        "must be i32 [T]",
+    ),
     ("dequantize", [tensor(4, 64, I8), tensor(4, 3, F16)], {"group": 32}, "must hold one float per group of 32"),
     ("dequantize", [tensor(4, 64, I8), tensor(4, 2, I8)], {"group": 32}, "must hold one float per group of 32"),
     ("dequantize", [tensor(4, 64, I8), tensor(4, 2, F16)], {"group": 0}, "attribute 'group' must be positive"),
@@ -135,12 +140,27 @@ REFUSED: list[tuple[str, list[Type], dict[str, Attribute], str]] = [
         "ids tensor<T x f32> must be i32 [T]",
     ),
     ("rope_append", [CACHE, tensor(T, 32, F32), TABLE, TABLE, *ROWS], {"layer": 2, "heads": 4}, "layer 2 is outside"),
-    ("rope_append", [CACHE, tensor(T, 32, F32), TABLE, TABLE, *ROWS], {"layer": 0, "heads": 3}, "do not share 2 kv heads"),
-    ("rope_append", [CACHE, tensor(T, 30, F32), TABLE, TABLE, *ROWS], {"layer": 0, "heads": 4}, "does not hold 4 q, 2 k"),
+    (
+        "rope_append",
+        [CACHE, tensor(T, 32, F32), TABLE, TABLE, *ROWS],
+        {"layer": 0, "heads": 3},
+        "do not share 2 kv heads",
+    ),
+    (
+        "rope_append",
+        [CACHE, tensor(T, 30, F32), TABLE, TABLE, *ROWS],
+        {"layer": 0, "heads": 4},
+        "does not hold 4 q, 2 k",
+    ),
     ("rope_append", [CACHE, tensor(T, 32, F32), X, X, *ROWS], {"layer": 0, "heads": 4}, "must be f32 [T, 2]"),
     ("rope_append", [X, tensor(T, 32, F32), TABLE, TABLE, *ROWS], {"layer": 0, "heads": 4}, "must be a kv_cache"),
     ("rope_append", [CACHE, tensor(F32), TABLE, TABLE, *ROWS], {"layer": 0, "heads": 4}, "must have rank 2"),
-    ("attend", [tensor(T, 16, F32), CACHE, ROWS[0], TABLE, ROWS[2]], {"layer": 0, "heads": 4, "scale": 1.0}, "must be i32"),
+    (
+        "attend",
+        [tensor(T, 16, F32), CACHE, ROWS[0], TABLE, ROWS[2]],
+        {"layer": 0, "heads": 4, "scale": 1.0},
+        "must be i32",
+    ),
     ("attend", [tensor(T, 16, F32), CACHE, *ROWS[:2], TABLE], {"layer": 0, "heads": 4, "scale": 1.0}, "page tables"),
     ("attend", [X, CACHE, *ROWS], {"layer": 0, "heads": 4, "scale": 1.0}, "does not hold 4 heads of 4"),
     ("call", [X], {"callee": "f", "carried": 2, "layer": 0}, "cannot carry 2 of 1 operands"),
@@ -181,9 +201,7 @@ ACCEPTED: list[tuple[str, list[Type], dict[str, Attribute], list[Type]]] = [
 
 
 @pytest.mark.parametrize(("opcode", "types", "attributes", "results"), ACCEPTED, ids=[a[0] for a in ACCEPTED])
-def test_result_types(
-    opcode: str, types: list[Type], attributes: dict[str, Attribute], results: list[Type]
-) -> None:
+def test_result_types(opcode: str, types: list[Type], attributes: dict[str, Attribute], results: list[Type]) -> None:
     assert infer_types(opcode, types, attributes) == results
 
 
@@ -237,7 +255,7 @@ def test_the_builder_locates_errors_and_carries_locations() -> None:
         made = b.op("neg", graph.arguments[0])
         with b.at("inner"):
             assert b.op("neg", made).producer.location == "inner"  # type: ignore[union-attr]
-        with pytest.raises(LlamacError, match="LLC0402 layers.3.mlp: reduce_mean: attribute 'axis' = 5"):
+        with pytest.raises(LlamacError, match=r"LLC0402 layers\.3\.mlp: reduce_mean: attribute 'axis' = 5"):
             b.op("reduce_mean", made, axis=5)
     assert made.producer is not None and made.producer.location == "layers.3.mlp" and b.location == ""
 

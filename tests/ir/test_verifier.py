@@ -257,7 +257,9 @@ def _layer_outside_a_layer(module: Module) -> None:
     op = make_op("attend", *_attend(module, symbol("layer")))
     module.graphs["layer"].ops.append(op)
     for value in (*module.weights.values(),):
-        value.users = {user: n for user, n in value.users.items() if user.opcode in ("block_quants", "block_scales", "pack")}
+        value.users = {
+            user: n for user, n in value.users.items() if user.opcode in ("block_quants", "block_scales", "pack")
+        }
 
 
 def _attend(module: Module, layer: object) -> tuple[tuple[object, ...], dict[str, object]]:

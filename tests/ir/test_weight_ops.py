@@ -46,7 +46,9 @@ def test_grouped_packing_is_the_contract_s(format: Grouped) -> None:
             mins[:, groups:] = 0
         whole = GroupedMatrix(format, columns, matrix.stored, scales, mins)
         packed = pack(fmt, quants, scales[:, :groups], None if mins is None else mins[:, :groups])
-        assert packed.shape == (fmt.panels(rows), fmt.panel_bytes(columns)) and fmt.padded_columns(columns) == format.padded(columns)
+        assert packed.shape == (fmt.panels(rows), fmt.panel_bytes(columns)) and fmt.padded_columns(
+            columns
+        ) == format.padded(columns)
         expected = whole.pack().reshape(packed.shape)
         inside = _quant_bytes(format, rows, columns, expected.shape)
         assert (packed[inside] == expected[inside]).all()
@@ -267,9 +269,7 @@ def test_linears_and_lookups_on_packed_weights(exact: bool, residual: bool) -> N
     format = Grouped(4, True, 32, 16, 0)
     matrix = GroupedMatrix.random(format, 21, 35, random)
     packed = matrix.pack().reshape(2, -1)
-    quantized = find_op("quantize_rows").evaluate(
-        Evaluation([x], {"block": 32, "padded": 64}, [], {}, exact)
-    )
+    quantized = find_op("quantize_rows").evaluate(Evaluation([x], {"block": 32, "padded": 64}, [], {}, exact))
     attributes["format"] = format.name
     types = [tensor(4, 64, I8), tensor(4, 2, F32), tensor(4, 2, I32), tensor(*packed.shape, U8), *extra_types]
     found = _evaluate("linear_grouped", [*quantized, packed, *extra], types, attributes, exact)

@@ -93,7 +93,8 @@ def authors_smollm() -> Any:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     oracle.decoder = decoders.ByteLevel()
-    oracle.add_special_tokens([t for t, kind in zip(vocabulary["tokens"], vocabulary["token_types"]) if kind == 3])
+    kinds = zip(vocabulary["tokens"], vocabulary["token_types"], strict=True)
+    oracle.add_special_tokens([token for token, kind in kinds if kind == 3])
     return oracle
 
 
@@ -161,7 +162,7 @@ def spm_vocabulary() -> dict[str, Any]:
 
 
 def spm_oracle(stored: dict[str, Any]) -> Any:
-    """The same through the tokenizers library, as transformers converts SentencePiece: merges in the order of the scores."""
+    """The same through tokenizers, as transformers converts SentencePiece: merges in the order of the scores."""
     from tokenizers import Tokenizer, models
 
     ids = {token: i for i, token in enumerate(stored["tokens"])}
@@ -291,8 +292,10 @@ def test_gguf_refusals() -> None:
 
 def test_nothing_is_imported_before_it_is_needed() -> None:
     code = (
-        "import sys, llamac.runtime.text.tokenizer, llamac.runtime.text.stream, llamac.runtime.text.chat, llamac.runtime.sampler\n"
-        "print([name for name in ('tokenizers', 'tiktoken', 'jinja2', 'regex', 'torch', 'llamac.ir') if name in sys.modules])"
+        "import sys, llamac.runtime.text.tokenizer, llamac.runtime.text.stream, llamac.runtime.text.chat\n"
+        "import llamac.runtime.sampler\n"
+        "names = ('tokenizers', 'tiktoken', 'jinja2', 'regex', 'torch', 'llamac.ir')\n"
+        "print([name for name in names if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -50,10 +50,20 @@ class SmallModel:
     matrix: str = "f32"
     quantize: str = "keep"
     kv_dtype: str = "f16"
+    special: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What a test's id says."""
+        c = self.config
+        stored = "-".join([self.matrix, *(f"{role}={encoding}" for role, encoding in self.special)])
+        return f"{c.dtype}-{c.rope_style}-{'tied' if c.tied_head else 'untied'}-{stored}-{self.quantize}".replace(
+            ":", "-"
+        )
 
     def run(self, edit: Edit = list, seed: int = 20) -> list[Verdict]:
         """Validate the pipeline as `edit` leaves it."""
-        tensors = small_tensors(self.config, encodings_of(self.config, self.matrix))
+        tensors = small_tensors(self.config, encodings_of(self.config, self.matrix, **dict(self.special)))
         verdicts, _ = validate(self.config, tensors, parse_quantization(self.quantize), self.kv_dtype, seed, edit)
         return verdicts
 

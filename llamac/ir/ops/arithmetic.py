@@ -214,4 +214,3 @@ OPS: tuple[OpDefinition, ...] = (
         "exp(x - max) / sum over one axis.",
     ),
 )
-

@@ -144,4 +144,3 @@ OPS: tuple[OpDefinition, ...] = (
         "Runs another graph of the module; its results have the types of the first `carried` operands.",
     ),
 )
-

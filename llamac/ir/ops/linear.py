@@ -81,4 +81,3 @@ OPS: tuple[OpDefinition, ...] = (
         "silu(gate) * up; with one operand its last axis holds gate then up.",
     ),
 )
-

@@ -287,4 +287,3 @@ OPS: tuple[OpDefinition, ...] = (
         rows=_panel_rows,
     ),
 )
-
