@@ -55,10 +55,10 @@ demo: $(VENV)/.demo
 	$(BIN)/llamac run $(MODEL) --chat --temperature 0 --max-new-tokens 100 --prompt "$(QUESTION)"
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow" $(TESTS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow" $(TESTS)
 
 test-full: $(VENV)/.test
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(TESTS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(TESTS)
 
 # The same suite, but `import llamac` finds the installed wheel: what is missing from it fails here.
 test-wheel: $(VENV)/.test
@@ -66,7 +66,7 @@ test-wheel: $(VENV)/.test
 	$(PIP) --upgrade build
 	$(BIN)/python -m build --quiet --wheel --outdir build/wheel .
 	$(PIP) --force-reinstall --no-deps build/wheel/llamac-*.whl
-	status=0; $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow" $(TESTS) || status=$$?; \
+	status=0; $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow" $(TESTS) || status=$$?; \
 	$(PIP) --no-deps -e . && exit $$status
 
 bench: $(VENV)/.test

@@ -16,19 +16,24 @@ from llamac.errors import LlamacError
 from llamac.ir.evaluator import WeightEvaluator
 from llamac.ir.graph import Module
 
-from .recording import Activation, Bytes, Recording, interpret, model_weight, record_artifact, record_interpreter
+from .recording import Activation, Bytes, Recording, interpret, model_weight, record_interpreter
+from .traced_build import record_artifact
 
 INTERPRETER = "interpreter"
 """What stands for B when it is no file."""
 
-TOLERANCE = {"float": 1e-3, "quantized": 2e-2}
-"""Largest difference that is no divergence, of the largest value. `quantized`: where a run rounds activations to
-int8, a last bit that differs may move a value by a whole step, 1/127 of its block's largest."""
+TOLERANCE = {"float": 1e-3, "quantized": 2e-2, "forced": 1e-3}
+"""Largest difference that is no divergence, relative to the largest value. quantized: a run rounds activations to int8,
+where a last bit that differs may move a value by a step, 1/127 of its block's largest, and such steps add up. forced:
+each op was run on the other's values, so that nothing adds up."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One value in both runs: largest difference, absolute and relative to B's largest value, and where it is."""
+    """One value in both runs: largest difference, absolute and relative to B's largest value, and where it is.
+
+    Of int8 activations, one step between neighbouring values is no difference to `relative`.
+    """
 
     where: str
     what: str
@@ -51,8 +56,10 @@ class Comparison:
 class Divergence:
     """All comparisons in the order of execution, and the first above the tolerance.
 
-    unmatched: values of either run that the other lacks, or has in another shape. cause: what is known about the first
-    divergence besides its place. faithful: False when the code in a file does not do what its IR says.
+    first_bit: the first that is not the same bit for bit. forced: every op of B was run on A's values, so that each row
+    stands for its own op; else differences add up from op to op. unmatched: values of either run that the other lacks,
+    or has in another shape. cause: what is known about the first divergence besides its place. faithful: False when the
+    code in a file does not do what its IR says.
     """
 
     names: tuple[str, str]
@@ -60,6 +67,8 @@ class Divergence:
     tolerance: float
     rows: tuple[Comparison, ...]
     first: int | None
+    first_bit: int | None
+    forced: bool
     unmatched: tuple[str, ...]
     cause: str
     notes: tuple[str, ...]
@@ -77,6 +86,8 @@ class Divergence:
             "ids": list(self.ids),
             "tolerance": self.tolerance,
             "first": None if self.first is None else {"index": self.first, **self.rows[self.first].to_json()},
+            "first_bit": self.first_bit,
+            "forced": self.forced,
             "cause": self.cause,
             "faithful": self.faithful,
             "notes": list(self.notes),
@@ -109,7 +120,7 @@ def diverge(
         tokens = _ids(first, prompt, ids)
         recorded = record_artifact(first, tokens, Path(folder))
         if str(b) == INTERPRETER:
-            reference = _interpreted(first, tokens, source, random_weights)
+            reference = _interpreted(first, tokens, source, random_weights, recorded)
             return compare(recorded, reference, tokens, tolerance)
         if source is not None:
             raise LlamacError(
@@ -125,11 +136,12 @@ def diverge(
 def compare(a: Recording, b: Recording, ids: Sequence[int], tolerance: float | None = None) -> Divergence:
     """The two runs value by value."""
     if tolerance is None:
-        tolerance = TOLERANCE["quantized" if a.quantized or b.quantized else "float"]
-    theirs = {(x.where, x.what): x for x in b.activations}
+        kind = "forced" if b.forced else "quantized" if a.quantized or b.quantized else "float"
+        tolerance = TOLERANCE[kind]
+    theirs = {_key(x): x for x in b.activations}
     rows, unmatched = [], []
     for mine in a.activations:
-        other = theirs.pop((mine.where, mine.what), None)
+        other = theirs.pop(_key(mine), None)
         if other is None or other.values.shape != mine.values.shape:
             unmatched.append(_unmatched(mine, other))
         else:
@@ -142,8 +154,24 @@ def compare(a: Recording, b: Recording, ids: Sequence[int], tolerance: float | N
     cause = "" if first is None else _cause(rows[first], a, b)
     notes = [f"{letter}: {note}" for letter, run in (("A", a), ("B", b)) for note in run.notes]
     faithful = a.faithful is not False and b.faithful is not False
-    names = (a.name, b.name)
-    return Divergence(names, tuple(ids), tolerance, tuple(rows), first, tuple(unmatched), cause, tuple(notes), faithful)
+    return Divergence(
+        (a.name, b.name),
+        tuple(ids),
+        tolerance,
+        tuple(rows),
+        first,
+        next((i for i, row in enumerate(rows) if row.absolute), None),
+        b.forced,
+        tuple(unmatched),
+        cause,
+        tuple(notes),
+        faithful,
+    )
+
+
+def _key(value: Activation) -> tuple[str, ...]:
+    """What two runs share: the weights that the op reads, else its place; and what it does."""
+    return (*(map(model_weight, value.weights) if value.weights else (value.where,)), value.what)
 
 
 def _unmatched(mine: Activation, other: Activation | None) -> str:
@@ -164,10 +192,12 @@ def _compare(a: Activation, b: Activation) -> Comparison:
     difference = np.where(x == y, 0.0, np.nan_to_num(difference, nan=np.inf))
     row, column = (int(i) for i in np.unravel_index(int(difference.argmax()), difference.shape))
     absolute = float(difference[row, column])
+    allowed = np.maximum(a.step, b.step) * 1.001 if a.step is not None and b.step is not None else 0.0
+    beyond = float(np.maximum(difference - allowed, 0.0).max())
     finite = np.abs(y[np.isfinite(y)])
     scale = max(float(finite.max(initial=0.0)), 1e-30)
     return Comparison(
-        a.where, a.what, x.shape, absolute, absolute / scale, row, column,
+        a.where, a.what, x.shape, absolute, beyond / scale, row, column,
         float(x[row, column]), float(y[row, column]), b.weights,
     )  # fmt: skip
 
@@ -190,10 +220,14 @@ def _cause(row: Comparison, a: Recording, b: Recording) -> str:
 
 
 def _interpreted(
-    artifact: Artifact, ids: Sequence[int], source: str | Path | None, random_weights: int | None
+    artifact: Artifact,
+    ids: Sequence[int],
+    source: str | Path | None,
+    random_weights: int | None,
+    compiled_run: Recording,
 ) -> Recording:
     if source is None:
-        return record_interpreter(artifact, ids)
+        return record_interpreter(artifact, ids, compiled_run)
     from llamac.driver import compile_graph
     from llamac.models.sources import open_source
     from llamac.passes.pipelines import parse_quantization
@@ -205,7 +239,7 @@ def _interpreted(
     compiled = compile_graph(checkpoint, quantization, memory["kv_dtype"], memory["max_step_tokens"], context, [])
     name = f"the interpreter on {source}"
     reader = _source_weights(compiled.module, WeightEvaluator(checkpoint.read_rows))
-    return interpret(name, compiled.module, ids, reader, read_rows=checkpoint.read_rows)
+    return interpret(name, compiled.module, ids, reader, compiled_run, read_rows=checkpoint.read_rows)
 
 
 def _source_weights(module: Module, evaluator: WeightEvaluator) -> Any:

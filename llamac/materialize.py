@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -28,34 +32,57 @@ _FACTOR = 40
 _BLOCK_ELEMENTS = 1 << 17
 """Elements in a block however much memory there is: the temporary arrays of a larger one leave the CPU's cache."""
 
+_WORKERS = min(os.cpu_count() or 1, 4)
+"""Threads that evaluate blocks; how many there are changes no byte."""
+
+_AHEAD = 2
+"""Finished blocks that may wait for the one before them."""
+
 
 def write_weights(
     placed: Iterable[PlacedWeight], evaluator: WeightEvaluator, sink: Sink, memory: int, progress: Progress
 ) -> None:
     """Write every weight at its offset; temporary arrays stay below about `memory` bytes."""
     position = 0
-    for item in placed:
-        sink.write(memoryview(bytes(item.offset - position)))
-        for block in _blocks(item, evaluator, memory):
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        for item, block in _in_order(pool, _jobs(placed, evaluator, memory // (_WORKERS + _AHEAD))):
+            sink.write(memoryview(bytes(max(item.offset - position, 0))))
             if not _finite_scales(block):
                 reason, hint = "the weight holds values that are not finite", "take an undamaged checkpoint"
                 raise LlamacError("LLC0219", item.weight.name, reason, hint)
             data = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
             sink.write(data.data)
             progress(data.nbytes)
-        position = item.offset + item.nbytes
+            position = max(position, item.offset) + data.nbytes
 
 
-def _blocks(item: PlacedWeight, evaluator: WeightEvaluator, memory: int) -> Iterator[np.ndarray]:
-    weight = item.weight
-    if weight.tensor.rank < 2:
-        yield evaluator.whole(weight)
-        return
-    rows = weight.tensor.shape[0]
-    assert isinstance(rows, int)
-    step = rows_per_block(item, memory)
-    for start in range(0, rows, step):
-        yield evaluator.rows(weight, start, min(start + step, rows))
+Job = tuple[PlacedWeight, Callable[[], np.ndarray]]
+
+
+def _jobs(placed: Iterable[PlacedWeight], evaluator: WeightEvaluator, memory: int) -> Iterator[Job]:
+    """A job for each block of each weight, in the order of the file."""
+    for item in placed:
+        weight = item.weight
+        if weight.tensor.rank < 2:
+            yield item, partial(evaluator.whole, weight)
+            continue
+        rows = weight.tensor.shape[0]
+        assert isinstance(rows, int)
+        step = rows_per_block(item, memory)
+        for start in range(0, rows, step):
+            yield item, partial(evaluator.rows, weight, start, min(start + step, rows))
+
+
+def _in_order(pool: ThreadPoolExecutor, jobs: Iterable[Job]) -> Iterator[tuple[PlacedWeight, np.ndarray]]:
+    """The results of `jobs` in their order, a few being computed while one is written (numpy lets threads run)."""
+    waiting: deque[tuple[PlacedWeight, Future[np.ndarray]]] = deque()
+    for item, job in jobs:
+        waiting.append((item, pool.submit(job)))
+        if len(waiting) > _WORKERS + _AHEAD:
+            first, found = waiting.popleft()
+            yield first, found.result()
+    for item, found in waiting:
+        yield item, found.result()
 
 
 def rows_per_block(item: PlacedWeight, memory: int) -> int:

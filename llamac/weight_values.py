@@ -1,4 +1,4 @@
-"""How far the values of two stored weights lie apart, and which ops read a weight: `llamac diff` with the compiler there."""
+"""How far the values of two stored weights lie apart, and which ops read a weight: what `llamac diff` needs IR for."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
 - an op whose full-rank operands all gained a leading axis of 1 by a reshape works without it (the batch of torch)
 - an operand of lower rank gets the rank of its op, but scalars and parameters stay as they are
 - `transpose(matmul(column, row))` becomes the product of a column and a row that it is
-- `select(a < b, x, y)` on integers becomes `select(b <= a, y, x)`
+- `select(a < b, x, y)` on integers becomes `select(b <= a, y, x)`; `select(c, -inf, x)` becomes `x + select(c, -inf, 0)`
 - axes count from the front; operands of commutative ops stand in order of definition, weights and constants last
 
 Must not touch an axis of 1 that is the model's own, such as a single KV head: only one that a reshape added.
@@ -28,6 +28,9 @@ _UNARY = frozenset("cast neg rsqrt reciprocal sin cos sigmoid".split())
 _BROADCASTING = frozenset("add sub mul div pow less less_equal select".split())
 _ROW_WISE = frozenset({"softmax", "reduce_mean", "concat", "slice"})
 _SQUEEZED = _BROADCASTING | _ROW_WISE | _UNARY | {"matmul", "transpose", "broadcast"}
+
+_HIDING = -3e38
+"""-inf and the lowest values of f32 and bf16 lie below: next to them a score is less than a rounding error."""
 
 Local = Callable[[Op, Rewriter], Value | None]
 """The value that replaces the op's result, or None to leave it alone."""
@@ -196,6 +199,17 @@ def _at_most(op: Op, rewriter: Rewriter) -> Value | None:
     return rewriter.op("select", condition, *op.operands[:0:-1])
 
 
+def _added_mask(op: Op, rewriter: Rewriter) -> Value | None:
+    """Hidden scores as a sum: the same for every finite x, since the lowest values swallow it."""
+    if op.opcode != "select":
+        return None
+    hidden, x = _constant(op.operands[1]), op.operands[2]
+    if hidden is None or hidden > _HIDING or _constant(x) is not None or x.type != op.result.type:
+        return None
+    zero = rewriter.op("constant", value=0.0, dtype=x.tensor.dtype)
+    return rewriter.op("add", x, rewriter.op("select", op.operands[0], op.operands[1], zero))
+
+
 def _front_axis(op: Op, rewriter: Rewriter) -> Value | None:
     axis = op.attributes.get("axis")
     if op.opcode not in _ROW_WISE or not isinstance(axis, int) or axis >= 0:
@@ -215,6 +229,7 @@ _RULES: dict[str, Local] = {
     "padded": _full_rank,
     "outer": _outer,
     "at_most": _at_most,
+    "mask_added": _added_mask,
     "axis": _front_axis,
     "ordered": _never,
 }

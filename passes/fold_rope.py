@@ -37,11 +37,13 @@ class FoldRope(Pass):
             rewriter = Rewriter(module, graph)
             left = {op for op in graph.ops if _is_interleaved(op)}
             for attention in [op for op in graph.ops if op.opcode == "attention"]:
-                ropes = [_rotation(graph, v) for v in attention.operands[:2]]
+                rotated = [_behind_past(v) for v in attention.operands[:2]]
+                ropes = [v.producer for v in rotated]
                 if not left.intersection(ropes):
                     continue
                 left.difference_update(ropes)
-                reason = _fold(rewriter, ropes)
+                shared = any(_is_shared(graph, *pair) for pair in zip(attention.operands, rotated, strict=False))
+                reason = "q or k, or its past, has another use" if shared else _fold(rewriter, ropes)
                 folded += 2 if reason is None else 0
                 refusals += [] if reason is None else [Refusal(attention.location, reason)]
             rewriter.finish()
@@ -53,15 +55,20 @@ def _is_interleaved(op: Op | None) -> bool:
     return op is not None and op.opcode == "rope" and op.attributes["style"] == "interleaved"
 
 
-def _rotation(graph: Graph, value: Value) -> Op | None:
-    """The rope that q or k is, k behind the past keys; None when the rotated value or the past has another use."""
+def _behind_past(value: Value) -> Value:
+    """What is joined to the past of q or k, or the value itself when it has none."""
     op = value.producer
-    if op is not None and op.opcode == "concat" and len(op.operands) == 2 and len(value.users) == 1:
-        past, value = op.operands
-        if past not in graph.arguments or len(past.users) != 1:
-            return None
-    op, has_other_use = value.producer, sum(value.users.values()) != 1 or value in graph.outputs
-    return op if op is not None and op.opcode == "rope" and not has_other_use else None
+    return op.operands[1] if op is not None and op.opcode == "concat" and len(op.operands) == 2 else value
+
+
+def _is_shared(graph: Graph, operand: Value, rotated: Value) -> bool:
+    """Whether anything but one attention, and the state it hands on, sees the order of the rotated elements."""
+    if sum(rotated.users.values()) != 1 or rotated in graph.outputs:
+        return True
+    if operand is rotated or operand.producer is None:
+        return False
+    past = operand.producer.operands[0]
+    return sum(operand.users.values()) != 1 or past not in graph.arguments or sum(past.users.values()) != 1
 
 
 def _fold(rewriter: Rewriter, ropes: list[Op | None]) -> str | None:
@@ -69,7 +76,7 @@ def _fold(rewriter: Rewriter, ropes: list[Op | None]) -> str | None:
     matches = []
     for role, rope in zip("qk", ropes, strict=True):
         if rope is None or not _is_interleaved(rope):
-            return f"{role} is not an interleaved rotation that only this attention uses"
+            return f"{role} is not rotated in interleaved pairs"
         found = match(PATTERN, rope)
         if found is None:
             return f"{role} does not come straight from a projection"

@@ -119,10 +119,8 @@ def _rewrite(style: str, found: Match, rewriter: Rewriter) -> Value:
     return rewriter.op("rope", found["x"], *angles.results, style=style)
 
 
-RULES = (
-    Rule("rope", _half_split(), lambda f, r: _rewrite("half_split", f, r), _check_half_split, near=4),
-    Rule("rope", _interleaved(), lambda f, r: _rewrite("interleaved", f, r), _check_interleaved, near=5),
-)
+INTERLEAVED = Rule("rope", _interleaved(), lambda f, r: _rewrite("interleaved", f, r), _check_interleaved, near=5)
+HALF_SPLIT = Rule("rope", _half_split(), lambda f, r: _rewrite("half_split", f, r), _check_half_split, near=3)
 
 
 @dataclass(frozen=True)
@@ -134,4 +132,6 @@ class FuseRope(Pass):
     produces = RAISING
 
     def run(self, module: Module, context: PassContext) -> PassResult:
-        return PassResult(*apply_rules(module, RULES))
+        # Interleaved first: its sums of products look like half-split ones that went wrong.
+        interleaved, half_split = apply_rules(module, (INTERLEAVED,)), apply_rules(module, (HALF_SPLIT,))
+        return PassResult({"rope": interleaved[0]["rope"] + half_split[0]["rope"]}, interleaved[1] + half_split[1])

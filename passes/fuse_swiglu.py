@@ -29,7 +29,7 @@ def _rewrite(found: Match, rewriter: Rewriter) -> Value:
     return rewriter.op("swiglu", found["gate"], found["up"])
 
 
-RULES = (Rule("swiglu", PATTERN, _rewrite, _check),)
+RULES = (Rule("swiglu", PATTERN, _rewrite, _check, near=3),)
 
 
 @dataclass(frozen=True)

@@ -174,9 +174,8 @@ class _Lowering:
             return self._op("concat", *map(self._value, flat), at=op, axis=-1)
         linear, start = projection(flat[0]), 0
         for v in flat:
-            stop, cut = start + _width(v), v.producer
-            bounds = (cut.operands[0], cut.attributes["start"], cut.attributes["stop"]) if cut is not None else ()
-            if linear is None or cut is None or cut.opcode != "slice" or bounds != (linear.result, start, stop):
+            stop = start + _width(v)
+            if linear is None or not _is_slice(v, linear.result, start, stop):
                 raise LlamacError("LLC0505", op.location, "q, k and v are not the parts of one projection")
             start = stop
         assert linear is not None
@@ -212,6 +211,14 @@ class _Lowering:
         made = make_op(opcode, operands, attributes, at.location)
         self.new.ops.append(made)
         return made
+
+
+def _is_slice(value: Value, whole: Value, start: int, stop: int) -> bool:
+    """Whether `value` is the columns [start, stop) of `whole`."""
+    op = value.producer
+    if op is None or op.opcode != "slice" or op.operands[0] is not whole:
+        return False
+    return (op.attributes["start"], op.attributes["stop"]) == (start, stop)
 
 
 def _width(value: Value) -> int:

@@ -83,7 +83,10 @@ typedef void llamac_trace_function(const char *graph, uint32_t op, uint32_t resu
 static llamac_trace_function *trace_function;
 
 /* Called with every result of every op: its place in the graph, and where its rows lie, `stride` elements apart. */
-__attribute__((visibility("default"))) void llamac_set_trace(llamac_trace_function *function) { trace_function = function; }
+__attribute__((visibility("default"))) void llamac_set_trace(llamac_trace_function *function)
+{
+  trace_function = function;
+}
 
 static void llamac_trace(const llamac_thread *th, const char *graph, uint32_t op, uint32_t result, uint32_t layer,
     const void *values, uint64_t stride)

@@ -1,4 +1,4 @@
-"""Compares two texts of code part by part (functions of C, graphs of IR), and two shared libraries section by section."""
+"""Compares texts of code part by part (functions of C, graphs of IR), and shared libraries section by section."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _ATTRIBUTE = re.compile(r"__attribute__\(\(.*?\)\)+|_Alignas\(\w+\)|_Pragma\(.*?
 
 @dataclass(frozen=True)
 class PartDiff:
-    """One function, graph or other part: lines added and removed, and the unified diff (empty when it is only in one)."""
+    """One function, graph or other part: how many lines came and went, and the unified diff.
+
+    side: "both", or "a" or "b" for a part that only one text has.
+    """
 
     name: str
     side: str
@@ -82,7 +85,7 @@ def diff_source(member: str, a: str, b: str) -> TextDiff:
 
 
 def diff_ir(member: str, a: str, b: str) -> TextDiff:
-    """Two modules: the weights, and each graph. Numbers of values are not compared: one op more would change them all."""
+    """Two modules: the weights, and each graph. Numbers of values do not count: one op more would change them all."""
     return _diff_parts(member, _ir_parts(a), _ir_parts(b), lambda line: re.sub(r"%\d+\b", "%", line))
 
 
@@ -193,8 +196,8 @@ def diff_machine_code(target: str, a: bytes, b: bytes) -> MachineDiff:
         if x is not None and y is not None and len(x) == len(y):
             places = [i for i, (p, q) in enumerate(zip(x, y, strict=True)) if p != q]
             different, first = len(places), places[0]
-        sizes = (None if s is None else len(s) for s in (x, y))
-        changed.append(SectionDiff(name, *sizes, different, first))
+        a_bytes, b_bytes = (None if section is None else len(section) for section in (x, y))
+        changed.append(SectionDiff(name, a_bytes, b_bytes, different, first))
     text_differs = any(section.name == ".text" for section in changed)
     return MachineDiff(target, tuple(changed), tuple(_instructions(a, b)) if text_differs else ())
 
@@ -247,4 +250,3 @@ def _disassemble(code: bytes) -> list[str]:
             return []
     found = [line.partition(":")[2] for line in done.stdout.splitlines() if re.match(r"\s+[0-9a-f]+:\s", line)]
     return [" ".join(_ADDRESS.sub("", line).split()) for line in found]
-

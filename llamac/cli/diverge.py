@@ -81,6 +81,8 @@ def _text(found: Divergence, everything: bool) -> Iterator[str]:
     yield f"B  {found.names[1]}"
     yield f"{len(found.ids)} tokens: {' '.join(map(str, found.ids[:16]))}{' ...' if len(found.ids) > 16 else ''}"
     yield from found.notes
+    if found.forced:
+        yield "every op of B is run on the values of A: each row stands for its own op"
     if found.unmatched:
         yield f"{len(found.unmatched)} values have no counterpart, such as {found.unmatched[0]}"
     yield ""
@@ -121,5 +123,12 @@ def _verdict(found: Divergence) -> Iterator[str]:
         yield f"  largest at token {row.row}, column {row.column}: {row.a:.6g} against {row.b:.6g}"
         if found.cause:
             yield f"  {found.cause}"
+    if found.first is not None and found.forced:
+        others = [row for row in found.rows[found.first + 1 :] if not row.relative <= found.tolerance]
+        following = f", the next in {others[0].where}, {others[0].what}" if others else ""
+        yield f"  {len(others)} more ops differ by themselves{following}"
+    elif not found.forced and found.first_bit is not None and found.first_bit != found.first:
+        row = found.rows[found.first_bit]
+        yield f"  the first bit to differ is in {row.where}, {row.what} (row {found.first_bit}), by {row.absolute:.2g}"
     if not found.faithful:
         yield "the code in a file does not do what its IR says: see the notes above"

@@ -70,7 +70,12 @@ def _replay_certificate(artifact: str) -> str:
         from llamac.certificate import replay
     except ImportError:
         return 'not replayed: the compiler is not installed (pip install "llamac[compile]")'
-    verdicts = replay(recorded)
+    try:
+        verdicts = replay(recorded)
+    except LlamacError as error:
+        if error.code != "LLC0509":
+            raise
+        return f"not replayed: its pipeline needs outside passes. {error.message()}"
     return f"{len(verdicts)} passes and checks hold on the shrunken model, seed {recorded['seed']}"
 
 

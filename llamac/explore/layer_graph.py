@@ -50,18 +50,19 @@ def layer_graph(module: Module, before: frozenset[str]) -> LayerGraph:
     makers = {result: op for op in drawn for result in op.results}
     outside = _outside(drawn, makers)
     index: dict[object, int] = {item: number for number, item in enumerate([*outside, *drawn])}
-    boxes, nodes = [], []
+    boxes: list[Box] = []
+    nodes: list[dict[str, Any]] = []
     for value in outside:
         nodes.append({"label": value.reference, "detail": [_type(value)], "kind": "input", "line": repr(value)})
     for op in drawn:
         line = print_op(op)
-        node = {"label": op.opcode, "detail": _detail(op), "kind": _kind(op.opcode), "line": line}
-        nodes.append(node if line in before or not before else {**node, "new": True})
+        is_new = bool(before) and line not in before
+        nodes.append({"label": op.opcode, "detail": _detail(op), "kind": _kind(op.opcode), "line": line, "new": is_new})
     for node in nodes:
         widest = max(len(str(node["label"])) + 1, *(len(text) for text in node["detail"]))
         boxes.append(Box(round(widest * _LETTER) + 2 * _MARGIN, _LINE * (1 + len(node["detail"])) + _MARGIN))
-    pairs = sorted({(index[makers.get(v, v)], index[op]) for op in drawn for v in op.operands if makers.get(v, v) in index})
-    placed = place(boxes, pairs)
+    flows = ((makers.get(value, value), op) for op in drawn for value in op.operands)
+    placed = place(boxes, sorted({(index[source], index[op]) for source, op in flows if source in index}))
     for node, box, (x, y) in zip(nodes, boxes, placed.places, strict=True):
         node.update(x=x, y=y, w=box.width, h=box.height)
     return LayerGraph(title, placed.width, placed.height, tuple(nodes), placed.edges)
@@ -114,7 +115,8 @@ def _detail(op: Op) -> list[str]:
 
 
 def _type(value: Value) -> str:
-    return str(value.type).removeprefix("tensor<").removesuffix(">") if isinstance(value.type, TensorType) else "kv_cache"
+    is_tensor = isinstance(value.type, TensorType)
+    return str(value.type).removeprefix("tensor<").removesuffix(">") if is_tensor else "kv_cache"
 
 
 def _kind(opcode: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 _GAP_X, _GAP_Y, _MARGIN = 26, 34, 16
 _DUMMY_WIDTH = 8
@@ -61,7 +62,7 @@ def place(boxes: Sequence[Box], edges: Sequence[tuple[int, int]]) -> Placed:
 
 
 def _ranks(count: int, edges: Sequence[tuple[int, int]]) -> list[int]:
-    """Longest path from a source; then sources move down to just above their first use."""
+    """Longest path from a source; then what has no more inputs than uses moves down to just above its first use."""
     ranks = [0] * count
     changed = True
     while changed:
@@ -69,10 +70,9 @@ def _ranks(count: int, edges: Sequence[tuple[int, int]]) -> list[int]:
         for a, b in edges:
             if ranks[b] <= ranks[a]:
                 ranks[b], changed = ranks[a] + 1, True
-    fed = {b for _, b in edges}
-    for node in range(count):
+    for node in sorted(range(count), key=lambda n: -ranks[n]):
         uses = [ranks[b] for a, b in edges if a == node]
-        if node not in fed and uses:
+        if uses and len(uses) >= sum(b == node for _, b in edges):
             ranks[node] = min(uses) - 1
     lowest = min(ranks)
     return [rank - lowest for rank in ranks]
@@ -91,7 +91,7 @@ def _split(
             widths.append(_DUMMY_WIDTH)
         chain.append(b)
         chains.append(chain)
-        links += list(zip(chain[:-1], chain[1:], strict=True))
+        links += list(pairwise(chain))
     return chains, links
 
 
@@ -158,7 +158,7 @@ def _spread(row: Sequence[int], centres: list[float], widths: Sequence[int]) -> 
 
 
 def _span(nodes: Sequence[int], widths: Sequence[int]) -> float:
-    return sum(_between(a, b, widths) for a, b in zip(nodes[:-1], nodes[1:], strict=True))
+    return sum(_between(a, b, widths) for a, b in pairwise(nodes))
 
 
 def _between(a: int, b: int, widths: Sequence[int]) -> float:

@@ -3,7 +3,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const { lines, steps, about } = data;
 const TABS = ["changes", "ir", "graph", "why-not"];
 const CONTEXT = 3;
-let current = 0, tab = "changes", split = false, zoom = 1;
+let current = 0, tab = "changes", split = false, zoom = 0;
 
 const find = (id) => document.getElementById(id);
 const escape = (text) => text.replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
@@ -152,6 +152,7 @@ function whole(index) {
 function drawing(index) {
   const { title, width, height, nodes, edges } = steps[index].graph;
   if (!nodes.length) return `<p class="empty">There is nothing to draw.</p>`;
+  zoom ||= Math.max(0.55, Math.min(1, (find("step").clientWidth - 30) / width));
   const curve = (p) => {
     let path = `M${p[0]} ${p[1]}`;
     for (let i = 2; i < p.length; i += 2) {
@@ -230,7 +231,10 @@ function show() {
   panel();
   document.querySelector("nav .current")?.scrollIntoView({ block: "nearest" });
 }
-function go(step, to = tab) { location.hash = `${step}/${to}${split ? "/split" : ""}`; }
+function go(step, to = tab) {
+  zoom = 0;
+  location.hash = `${step}/${to}${split ? "/split" : ""}`;
+}
 function read() {
   const [step, to, how] = location.hash.slice(1).split("/");
   current = Math.min(Math.max(Number(step) || 0, 0), steps.length - 1);

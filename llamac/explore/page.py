@@ -1,4 +1,4 @@
-"""Writes the explorer's page: one HTML file with its style, its script and its data, and no reference to anything else."""
+"""Writes the explorer's page: one HTML file with its style, script and data, and no reference to anything else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import html
 import json
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +16,7 @@ from llamac.driver import resolve_targets
 from llamac.errors import LlamacError
 from llamac.models.checkpoint import Checkpoint
 from llamac.models.llama.graph import build_llama
+from llamac.models.llama.weights import expected_shapes
 from llamac.models.sources import open_source
 from llamac.passes.pipelines import cpu_pipeline, parse_quantization
 from llamac.transform.base import PassContext
@@ -57,7 +59,8 @@ def explore(
     try:
         Path(output).write_bytes(data)
     except OSError as error:
-        raise LlamacError("LLC0101", str(output), f"cannot be written: {error.strerror}", "choose another file") from None
+        reason = f"cannot be written: {error.strerror}"
+        raise LlamacError("LLC0101", str(output), reason, "choose another file") from None
     return len(data)
 
 
@@ -68,7 +71,7 @@ def _snapshots(
 
     quantization = parse_quantization(quantize)
     config = dataclasses.replace(checkpoint.config, layers=min(layers, checkpoint.config.layers))
-    module = build_llama(config, checkpoint.tensors)
+    module = build_llama(config, {name: checkpoint.tensors[name] for name in expected_shapes(config)})
     kv_dtype = kv or ("f32" if quantization.scheme == "f32" else "f16")
     uniform = is_uniform(config, checkpoint.tensors)
     steps = cpu_pipeline(config.layers, quantization, kv_dtype, max_step_tokens, uniform)
@@ -82,10 +85,8 @@ def page(about: dict[str, Any], snapshots: Sequence[Snapshot]) -> str:
     data = json.dumps({"about": about, **_data(snapshots)}, separators=(",", ":"), ensure_ascii=True)
     title = html.escape(f"{about['model']} for {about['target']}, {about['quantization']}")
     # Inside a script element only "</" and "<!--" could end or change it.
-    filled = {"@TITLE@": title, "@STYLE@": style, "@DATA@": data.replace("<", "\\u003c"), "@SCRIPT@": script}
-    for mark, text in filled.items():
-        template = template.replace(mark, text)
-    return template
+    filled = {"TITLE": title, "STYLE": style, "DATA": data.replace("<", "\\u003c"), "SCRIPT": script}
+    return re.sub(r"@(TITLE|STYLE|DATA|SCRIPT)@", lambda mark: filled[mark.group(1)], template)
 
 
 def _data(snapshots: Sequence[Snapshot]) -> dict[str, Any]:

@@ -78,10 +78,8 @@ class _Camera:
                 value.name = old
         self.before = frozenset(line.strip() for line in lines)
         refusals = Counter((r.where, r.reason) for r in result.refusals)
-        ops, weight_bytes, value_bytes = _sizes(module)
-        return Snapshot(
-            name, text, module.level, purpose, lines, dict(result.counts), refusals, ops, weight_bytes, value_bytes, layer
-        )
+        counts = dict(result.counts)
+        return Snapshot(name, text, module.level, purpose, lines, counts, refusals, *_sizes(module), layer)
 
 
 def _lines(module: Module) -> Iterator[str]:
@@ -98,6 +96,7 @@ def _lines(module: Module) -> Iterator[str]:
 
 
 def _sizes(module: Module) -> tuple[int, int, int]:
+    """Ops, bytes of weights, bytes of values, as `Snapshot` has them."""
     ops = value_bytes = 0
     weights: dict[Value, None] = {}
     for op in _executed(module, module.step):

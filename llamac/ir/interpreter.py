@@ -22,8 +22,8 @@ from .ops.cache_ops import CacheState
 from .registry import find_op
 from .types import CacheType, TensorType
 
-Observe = Callable[[Graph, int, Mapping[str, int], Sequence[Any]], None]
-"""(graph, index of the op, values of the symbols, the op's results), called after every op."""
+Observe = Callable[[Graph, int, Mapping[str, int], list[Any]], Sequence[Any]]
+"""(graph, index of the op, values of the symbols, the op's results) -> the results to go on with; after every op."""
 
 
 class Interpreter:
@@ -82,10 +82,10 @@ class Interpreter:
                 arguments = [_narrow(a) for a in arguments]
             exact = self.exact and (not fixed or op.opcode == "constant")
             run = Evaluation(arguments, op.attributes, types, bound, exact, self._call)
-            for result, found in zip(op.results, find_op(op.opcode).evaluate(run), strict=True):
-                values[result] = found
+            results = find_op(op.opcode).evaluate(run)
             if self._observe is not None:
-                self._observe(graph, index, bound, [values[r] for r in op.results])
+                results = self._observe(graph, index, bound, list(results))
+            values.update(zip(op.results, results, strict=True))
             for v in op.operands:
                 if last_use[v] == index and v not in kept:
                     values.pop(v, None)

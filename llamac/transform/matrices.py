@@ -34,6 +34,11 @@ def replace_weight(module: Module, old: Weight, new: Weight) -> None:
                 operands = [new if v is old else v for v in op.operands]
                 result = rewriter.op(op.opcode, *operands, **op.attributes)
                 if result.type != op.result.type:
+                    # What casts the lookup anyway casts the new one: the old table's dtype would only round it.
+                    for user in [u for u in op.result.users if u.opcode == "cast"]:
+                        dtype = user.result.tensor.dtype
+                        same = dtype is result.tensor.dtype
+                        rewriter.replace(user.result, result if same else rewriter.op("cast", result, dtype=dtype))
                     result = rewriter.op("cast", result, dtype=op.result.tensor.dtype)
                 rewriter.replace(op.result, result)
         rewriter.finish()

@@ -150,11 +150,16 @@ def _match_node(pattern: Node, value: Value, bound: Bindings, depth: int, trace:
         orders.append(pattern.operands[::-1])
     for operands in orders:
         pairs = list(zip(operands, op.operands, strict=True))
+        fits = False
         for found in _match_all(pairs, bound, depth + 1, trace):
+            fits = True
             if pattern.name:
                 yield from _bind(pattern.name, value, found, depth, trace)
             else:
                 yield found
+        if fits:
+            # One order fits, so how far the other one comes says nothing about what is wrong.
+            trace = Trace()
 
 
 def _match_all(pairs: list[tuple[Pattern, Value]], bound: Bindings, depth: int, trace: Trace) -> Iterator[Bindings]:

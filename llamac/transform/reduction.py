@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -178,6 +178,8 @@ def shrink_module(text: str, check: ModuleCheck, deadline: float) -> str:
 def _smaller_modules(text: str) -> Iterator[str]:
     edits: list[Callable[[Module], bool]] = [_only_first_output]
     count = len(parse_module(text).step.ops)
+    if not count:
+        return
     # From the end, results become the only output; from the start, they become arguments. Large cuts come first.
     for share in (2, 4, 8):
         edits += [_return_at(count * i // share) for i in range(1, share)]
@@ -226,23 +228,24 @@ def _cut_before(index: int) -> Callable[[Module], bool]:
         graph = module.step
         early = graph.ops[:index]
         used = [r for op in early for r in op.results if any(u not in early for u in r.users)]
-        return all([_become_argument(graph, v) for v in used]) and bool(used)
+        return _become_arguments(graph, used)
 
     return edit
 
 
 def _argument_for(index: int) -> Callable[[Module], bool]:
     def edit(module: Module) -> bool:
-        graph = module.step
-        return all([_become_argument(graph, v) for v in graph.ops[index].results])
+        return _become_arguments(module.step, module.step.ops[index].results)
 
     return edit
 
 
-def _become_argument(graph: Graph, value: Value) -> bool:
-    if isinstance(value.type, CacheType) or isinstance(value, Weight):
+def _become_arguments(graph: Graph, values: Sequence[Value]) -> bool:
+    """Replace each value by an argument of its type; False when there is none, or one that cannot be given."""
+    if not values or any(isinstance(v.type, CacheType) or isinstance(v, Weight) for v in values):
         return False
-    argument = Value(f"cut{value.name}", value.type)
-    graph.arguments.append(argument)
-    graph.replace(value, argument)
+    for value in values:
+        argument = Value(f"cut{value.name}", value.type)
+        graph.arguments.append(argument)
+        graph.replace(value, argument)
     return True

@@ -113,12 +113,7 @@ def _where(call: Call) -> Value:
 
 
 def _masked_fill(call: Call) -> Value:
-    """x with `value` where masked; a mask of -inf is added, as attention in its textbook form has it."""
-    x, mask = call.tensor("self"), call.tensor("mask")
-    value = call.operand("value", call.dtype)
-    if call.number("value") == float("-inf"):
-        return call.op("add", x, call.op("select", mask, value, call.b.constant(0.0, call.dtype)))
-    return call.op("select", mask, value, x)
+    return call.op("select", call.tensor("mask"), call.operand("value", call.dtype), call.tensor("self"))
 
 
 def _full(value: float | None) -> Importer:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from llamac.errors import LlamacError
 from llamac.ir.builder import Builder
 from llamac.ir.dims import DimLike, symbol
-from llamac.ir.dtypes import F32, I32, DType
+from llamac.ir.dtypes import I32, DType
 from llamac.ir.graph import Attribute, Value
 
 from .symbols import dimension, is_symbolic
@@ -118,7 +118,7 @@ class Call:
 
     @property
     def dtype(self) -> DType:
-        return ir_dtype(self.result().dtype, self.where)
+        return ir_dtype(self.result().dtype, self.where, f"{self.name} {source_line(self.node)}: ")
 
     # Ops.
 
@@ -154,10 +154,6 @@ class Call:
         if not is_rows or start != PAST or self.b.graph is None:
             raise self.unsupported(f"the size {start} is used as a number other than to form positions")
         return self.b.graph.argument("positions")
-
-    @property
-    def wide(self) -> DType:
-        return F32
 
 
 HINT = "write the model with the operations of transformers' LlamaForCausalLM"

@@ -77,12 +77,12 @@ class _Import:
 
     def name_symbols(self, inputs: Sequence[Any]) -> None:
         """T is the length of the ids, P that of the past."""
-        for node, axis, name, what in ((inputs[0], -1, "T", "tokens"), (inputs[2], -2, "P", "past")):
+        for node, axis, name, what in ((inputs[0], -1, "T", "ids"), (inputs[2], -2, "P", "past")):
             shape = node.meta["val"].shape
             size: Any = shape[axis] if len(shape) >= -axis else 0
             if not is_symbolic(size) or not size.node.expr.is_Symbol:
-                reason = f"the number of {what} is fixed at {size}"
-                raise LlamacError("LLC0316", node.name, reason, f"export with a dynamic dimension for the {what}")
+                reason = f"the length of the {what} is fixed at {size}"
+                raise LlamacError("LLC0316", node.name, reason, "export with dynamic dimensions for tokens and past")
             if str(size.node.expr) in self.symbols:
                 raise LlamacError("LLC0316", node.name, "tokens and past are one dimension", "export with two Dims")
             self.symbols[str(size.node.expr)] = name

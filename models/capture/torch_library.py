@@ -29,9 +29,12 @@ _DTYPES: dict[str, DType] = {
 """torch's names. Token ids, positions and sizes are i32 here: torch's 64 bits have nothing to hold."""
 
 
-def ir_dtype(dtype: object, where: str) -> DType:
+HINT = f"supported: {', '.join(_DTYPES)}"
+
+
+def ir_dtype(dtype: object, where: str, what: str = "") -> DType:
     """The element type for a torch dtype (LLC0315 for one that no Llama needs)."""
     name = str(dtype).removeprefix("torch.")
     if name not in _DTYPES:
-        raise LlamacError("LLC0315", where, f"the dtype {name} is not supported", f"supported: {', '.join(_DTYPES)}")
+        raise LlamacError("LLC0315", where, f"{what}the dtype {name} is not supported", HINT)
     return _DTYPES[name]

@@ -44,17 +44,30 @@ def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+class Mlp(nn.Module):
+    def __init__(self, c: LlamaConfig, gate_first: bool) -> None:
+        super().__init__()
+        self.gate_first = gate_first
+        self.w1, self.w3 = (nn.Linear(c.hidden_size, c.intermediate_size, bias=False) for _ in range(2))
+        self.w2 = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.gate_first:
+            return self.w2(nn.functional.silu(self.w1(x)) * self.w3(x))
+        up = self.w3(x)
+        return self.w2(up * nn.functional.silu(self.w1(x)))
+
+
 class Block(nn.Module):
     def __init__(self, c: LlamaConfig, gate_first: bool) -> None:
         super().__init__()
-        self.c, self.gate_first = c, gate_first
+        self.c = c
         wide, narrow = c.heads * c.head_dim, c.kv_heads * c.head_dim
         self.norm1, self.norm2 = Norm(c.hidden_size), Norm(c.hidden_size)
         # In another order than they are applied, and of equal shapes where a name by shape would go wrong.
         self.wv, self.wk = nn.Linear(c.hidden_size, narrow, bias=False), nn.Linear(c.hidden_size, narrow, bias=False)
         self.wq, self.wo = nn.Linear(c.hidden_size, wide, bias=False), nn.Linear(wide, c.hidden_size, bias=False)
-        self.w1, self.w3 = (nn.Linear(c.hidden_size, c.intermediate_size, bias=False) for _ in range(2))
-        self.w2 = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+        self.mlp = Mlp(c, gate_first)
 
     def attend(self, x: torch.Tensor, tables: Any, mask: Any, k: torch.Tensor, v: torch.Tensor) -> Any:
         c, tokens = self.c, x.shape[0]
@@ -67,11 +80,10 @@ class Block(nn.Module):
         mixed = torch.softmax(scores.float(), dim=-1).type_as(q) @ wide_v
         return self.wo(mixed.transpose(0, 1).reshape(tokens, -1)), k, v
 
-    def feed(self, x: torch.Tensor) -> torch.Tensor:
-        if self.gate_first:
-            return self.w2(nn.functional.silu(self.w1(x)) * self.w3(x))
-        up = self.w3(x)
-        return self.w2(up * nn.functional.silu(self.w1(x)))
+    def forward(self, x: torch.Tensor, tables: Any, mask: Any, k: torch.Tensor, v: torch.Tensor) -> Any:
+        mixed, k, v = self.attend(self.norm1(x), tables, mask, k, v)
+        x = x + mixed
+        return x + self.mlp(self.norm2(x)), k, v
 
 
 class PlainLlama(nn.Module):
@@ -99,9 +111,7 @@ class PlainLlama(nn.Module):
         keys = torch.arange(past[0].shape[1] + ids.shape[0])
         mask = keys[None, :] > positions[:, None]
         for layer, block in enumerate(self.blocks):
-            mixed, k, v = block.attend(block.norm1(x), tables, mask, *past[2 * layer : 2 * layer + 2])
-            x = x + mixed
-            x = x + block.feed(block.norm2(x))
+            x, k, v = block(x, tables, mask, *past[2 * layer : 2 * layer + 2])
             states += [k, v]
         return (self.out(self.last(x)), *states)
 

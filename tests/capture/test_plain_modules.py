@@ -50,14 +50,14 @@ def relative(found: Floats, expected: Floats) -> float:
 def test_weights_are_named_by_structure(model: CapturedModel, plain: PlainLlama) -> None:
     names = {t.name: t.stored_name for t in model.checkpoint.tensors.values()}
     assert names["layers.1.attn.k"] == "blocks.1.wk.weight"
-    assert names["layers.0.mlp.gate"] == "blocks.0.w1.weight"
+    assert names["layers.0.mlp.gate"] == "blocks.0.mlp.w1.weight"
     assert names["layers.0.mlp_norm"] == "blocks.0.norm2.scale"
     assert (names["embed"], names["norm"], names["head"]) == ("table.weight", "last.scale", "out.weight")
 
 
 def test_gate_and_up_are_told_apart_whatever_their_order() -> None:
     model = llamac.capture(PlainLlama(gate_first=False), config=CONFIG)
-    assert model.checkpoint.tensors["layers.0.mlp.gate"].stored_name == "blocks.0.w1.weight"
+    assert model.checkpoint.tensors["layers.0.mlp.gate"].stored_name == "blocks.0.mlp.w1.weight"
 
 
 @pytest.mark.parametrize("cuts", [(), (1, 2)], ids=["whole", "three-steps"])

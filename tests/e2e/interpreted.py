@@ -13,7 +13,9 @@ from llamac.driver import CompiledGraph, compile_graph
 from llamac.ir.interpreter import Interpreter
 from llamac.ir.ops.cache_ops import CacheState
 from llamac.models.checkpoint import Checkpoint
+from llamac.models.llama.config import LlamaConfig
 from llamac.models.llama.graph import build_llama
+from llamac.models.random_weights import random_checkpoint
 from llamac.passes.pipelines import parse_quantization
 
 Floats = NDArray[np.float32]
@@ -34,6 +36,23 @@ def captured_logits(checkpoint: Checkpoint, ids: list[int], first: int | None = 
         logits, *past = interpreter.run(inputs)
         rows.append(logits)
     return np.concatenate(rows).astype(np.float32)
+
+
+def inverse_frequencies(config: LlamaConfig) -> Floats:
+    """The angle per position of each rotated pair, as the captured graph computes it."""
+    module = build_llama(replace(config, dtype="f32"), random_checkpoint(config, 0).tensors)
+    angles = next(op.operands[0] for op in module.step.ops if op.opcode == "cos")
+    while angles.producer is not None and angles.producer.opcode == "concat":
+        angles = angles.producer.operands[0]
+    assert angles.producer is not None
+    columns = next(v for v in angles.producer.operands if v.tensor.shape[0] == 1)
+    module.step.outputs = [columns]
+    empty = np.zeros((config.kv_heads, 0, config.head_dim), np.float32)
+    inputs: dict[str, Any] = {"ids": [0], "positions": [0]}
+    for layer in range(config.layers):
+        inputs[f"past_k.{layer}"] = inputs[f"past_v.{layer}"] = empty
+    module.step.remove_dead_ops()
+    return np.asarray(Interpreter(module).run(inputs)[0], np.float32).reshape(-1)
 
 
 def kernel_graph(checkpoint: Checkpoint, quantize: str, kv: str | None = None) -> CompiledGraph:

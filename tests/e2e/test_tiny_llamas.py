@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from interpreted import captured_logits, kernel_graph, kernel_logits
+from interpreted import captured_logits, inverse_frequencies, kernel_graph, kernel_logits
 from pairwise import every_row, pairwise_rows
 from tiny_llama import TinyShape, make_reference, reference_logits, relative_error, save_checkpoint, some_ids
 
 import llamac
+from llamac.backends.cpu.codegen import generate
+from llamac.models.llama.config import RopeScaling
+from llamac.models.presets import preset
 from llamac.models.sources import open_source
 
 TOLERANCE_F32 = 1e-5
@@ -65,6 +69,41 @@ def test_every_combination(shape: TinyShape, tmp_path: Path) -> None:
 def test_bf16_checkpoint_widened_to_f32(tmp_path: Path) -> None:
     """The same values stored as f32: what `--quantize f32` makes of a bf16 checkpoint."""
     _compare(TinyShape(dtype="bf16"), tmp_path, ["f32"])
+
+
+@pytest.mark.parametrize("scheme", ["keep", "f32", "f16", "bf16", "fp8", "int8", "int4", "int4:g128:asym"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_every_scheme_of_every_checkpoint_has_code(dtype: str, tied: bool, scheme: str, tmp_path: Path) -> None:
+    """Up to the C source: whatever the checkpoint stores, whatever is asked, nothing but kernels is left."""
+    shape = TinyShape(dtype=dtype, tied=tied, layers=1)
+    compiled = kernel_graph(open_source(save_checkpoint(make_reference(shape), shape, tmp_path / "checkpoint")), scheme)
+    assert "llamac_step" in generate(compiled.module, compiled.placed, compiled.limits, "test")
+
+
+LLAMA3_SCALINGS = [
+    pytest.param(128, 8.0, 1.0, 4.0, 8192, id="Llama 3.1"),
+    pytest.param(64, 32.0, 1.0, 4.0, 8192, id="Llama 3.2 1B"),
+    pytest.param(128, 32.0, 1.0, 4.0, 8192, id="Llama 3.2 3B"),
+    pytest.param(80, 8.0, 1.0, 4.0, 64, id="80 wide, every branch"),
+    pytest.param(128, 8.0, 1.0, 4.0, 64, id="128 wide, every branch"),
+]
+
+
+@pytest.mark.parametrize(("head_dim", "factor", "low", "high", "original"), LLAMA3_SCALINGS)
+def test_inverse_frequencies_equal_transformers(
+    head_dim: int, factor: float, low: float, high: float, original: int
+) -> None:
+    """Bit for bit: one last place more in a frequency is an angle of 1e-2 at position 131072."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": factor, "low_freq_factor": low, "high_freq_factor": high}
+    rope["original_max_position_embeddings"] = original
+    reference = LlamaRotaryEmbedding(LlamaConfig(head_dim=head_dim, max_position_embeddings=131072, rope_parameters=rope))
+    scaling = RopeScaling("llama3", factor, low, high, original)
+    config = replace(preset("llama-3.1-8b"), head_dim=head_dim, layers=1, rope_scaling=scaling)
+    assert (inverse_frequencies(config) == reference.inv_freq.numpy()).all()
 
 
 def _compare(shape: TinyShape, folder: Path, schemes: list[str]) -> None:

@@ -23,11 +23,13 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "runtime": frozenset({"errors", "host", "artifact"}),
     "driver": BASE | {"ir", "transform", "analysis", "artifact", "passes", "backends", "models"},
     "divergence": BASE | {"ir", "analysis", "artifact", "passes", "backends", "models", "runtime", "driver"},
+    "explore": BASE | {"ir", "transform", "passes", "models", "driver"},
     "torch": BASE | {"runtime", "artifact", "driver"},
     "cli": BASE
     | {
         "front",
         "divergence",
+        "explore",
         "ir",
         "transform",
         "analysis",
@@ -44,7 +46,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 """Part -> the other parts of llamac it may import. `driver`: compile() and its files; `front`: `llamac/__init__`."""
 
 DRIVER_FILES = {"driver", "golden", "materialize", "certificate", "reproduction"}
-DIVERGENCE_FILES = {"divergence", "recording"}
+DIVERGENCE_FILES = {"divergence", "recording", "traced_build", "weight_values"}
 
 LIBRARIES: dict[str, frozenset[str]] = {
     "ir": frozenset({"numpy", "ml_dtypes"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from llamac.models.llama.weights import expected_shapes
 Array = np.ndarray
 HALVES = {"q4_0": 1, "q4_1": 2, "q5_0": 1, "q5_1": 2, "q8_0": 1, "q4_k": 2, "q5_k": 2, "q6_k": 1}
 """How many f16 numbers a block holds: at its start, but for q6_k at its end."""
+LARGEST = {"q4_0": 8, "q4_1": 15, "q5_0": 16, "q5_1": 31, "q8_0": 128, "q4_k": 945, "q5_k": 1953, "q6_k": 4064}
+"""The largest integer (times its 6- or 8-bit scale) that the first of them multiplies."""
 
 
 def config(**changes: Any) -> LlamaConfig:
@@ -80,16 +83,16 @@ def _random_rows(random: np.random.Generator, shape: tuple[int, ...], encoding: 
         import ml_dtypes
 
         kinds: dict[str, Any] = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
-        values = random.standard_normal(shape) / np.sqrt(shape[-1]) if len(shape) == 2 else random.uniform(0.5, 1.5, shape)
+        matrix = len(shape) == 2
+        values = random.standard_normal(shape) / np.sqrt(shape[-1]) if matrix else random.uniform(0.5, 1.5, shape)
         return values.reshape(-1, shape[-1]).astype(kinds[encoding]).view(np.uint8)
     values, size = BLOCKS[encoding]
     count = shape[0] * shape[1] // values
     raw = random.integers(0, 256, (count, size), dtype=np.uint8)
     at = 208 if encoding == "q6_k" else 0
     # Scales that give values of about a unit over the square root of the columns, minima alike.
-    largest = {"q4_0": 8, "q4_1": 15, "q5_0": 16, "q5_1": 31, "q8_0": 128, "q4_k": 945, "q5_k": 1953, "q6_k": 4064}[encoding]
     halves = random.uniform(0.5, 1, (count, HALVES[encoding])) / np.sqrt(shape[1])
-    halves[:, 0] *= 1.5 / largest
+    halves[:, 0] *= 1.5 / LARGEST[encoding]
     if HALVES[encoding] == 2:
         halves[:, 1] *= -0.7 if encoding.endswith("_1") else 0.7 / 63
     raw[:, at : at + 2 * HALVES[encoding]] = halves.astype(np.float16).view(np.uint8)
@@ -104,15 +107,20 @@ def tokens_of(llama: SmallLlama, count: int, seed: int = 0) -> Array:
 
 
 def sequence_logits(
-    module: Module, llama: SmallLlama, ids: Array, exact: bool, cuts: Sequence[int] = (), graph: Interpreter | None = None
+    module: Module,
+    llama: SmallLlama,
+    ids: Array,
+    exact: bool,
+    cuts: Sequence[int] = (),
+    interpreter: Interpreter | None = None,
 ) -> Array:
     """Logits [len(ids), vocab] of one sequence through a graph with explicit past, cut into calls at `cuts`."""
-    interpreter = graph or Interpreter(module, llama.read_rows, exact)
+    interpreter = interpreter or Interpreter(module, llama.read_rows, exact)
     c = llama.config
     past: list[Array] = [np.zeros((c.kv_heads, 0, c.head_dim))] * (2 * c.layers)
     rows, edges = [], [0, *cuts, len(ids)]
     names = [f"past_{part}.{layer}" for layer in range(c.layers) for part in "kv"]
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         inputs = {"ids": ids[start:stop], "positions": np.arange(start, stop), **dict(zip(names, past, strict=True))}
         logits, *past = interpreter.run(inputs)
         rows.append(logits)

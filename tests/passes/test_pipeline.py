@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_llamas import LLAMA3, SmallLlama, config, difference, is_ragged, logits, ragged_logits, sequence_logits, tokens_of
+from small_llamas import (
+    LLAMA3,
+    SmallLlama,
+    config,
+    difference,
+    is_ragged,
+    logits,
+    ragged_logits,
+    sequence_logits,
+    tokens_of,
+)
 
 from llamac.analysis.memory import arena_bytes
 from llamac.errors import LlamacError
@@ -84,7 +92,8 @@ def test_every_pass_keeps_the_function(name: str) -> None:
     llama = LLAMAS[name]
     module = llama.module()
     checker = Checker(module, llama)
-    records = run_pipeline(module, _steps(llama, uniform=name not in MIXED), PassContext(llama.read_rows), checker.after)
+    steps = _steps(llama, uniform=name not in MIXED)
+    records = run_pipeline(module, steps, PassContext(llama.read_rows), checker.after)
     counts = {r.name: r.result.counts for r in records if r.name not in ("dedupe-ops", "eliminate-dead")}
     layers, interleaved = llama.config.layers, llama.config.rope_style == "interleaved"
     assert counts["fold-rope"]["half_split"] == (2 * layers if interleaved else 0)
@@ -222,8 +231,8 @@ def _split_at(text: str, word: str, occurrence: int) -> tuple[str, str, str]:
 
 def test_wrong_counts_without_a_near_match() -> None:
     llama = LLAMAS["mha-f32"]
-    with pytest.raises(LlamacError, match=r"LLC0501 fuse-swiglu: 'swiglu' fired 2 times, the architecture has 3\. Next"):
-        steps = parse_pipeline("fuse-swiglu")
+    steps = parse_pipeline("fuse-swiglu")
+    with pytest.raises(LlamacError, match=r"LLC0501 fuse-swiglu: 'swiglu' fired 2 times, the architecture has 3\. "):
         run_pipeline(llama.module(), [Step(steps[0].run, {"swiglu": 3})], PassContext())
 
 
@@ -292,7 +301,7 @@ def test_options_are_validated_when_a_pass_runs() -> None:
 
 
 def test_passes_run_at_their_levels_only() -> None:
-    with pytest.raises(LlamacError, match="LLC0503 roll-layers: needs a module at level kernel, this one is at captured"):
+    with pytest.raises(LlamacError, match="LLC0503 roll-layers: needs a module at level kernel, this one"):
         run_pipeline(LLAMAS["mha-f32"].module(), parse_pipeline("roll-layers"), PassContext())
 
 
@@ -304,7 +313,7 @@ def test_a_pass_that_leaves_a_malformed_graph_is_named() -> None:
             module.step.ops.reverse()
             return PassResult({"op": 1})
 
-    with pytest.raises(LlamacError, match="LLC0504 .*after breaks: .* is used before it is defined"):
+    with pytest.raises(LlamacError, match=r"LLC0504 .*after breaks: .* is used before it is defined"):
         run_pipeline(LLAMAS["mha-f32"].module(), [Step(Breaks())], PassContext())
 
 
@@ -318,6 +327,6 @@ def test_a_pass_without_run_says_so() -> None:
 
 def test_the_default_pipeline_reads_as_a_table_of_contents() -> None:
     names = [s.run.name for s in cpu_pipeline(1, Quantization(), "f16", 512)]
-    order: list[Any] = [names.index(n) for n in ("raise-linear", "fuse-gqa", "enter-model", "fold-rope", "fuse-qkv")]
-    order += [names.index(n) for n in ("lower-kv-cache", "select-kernels", "pack-weights", "roll-layers", "plan-memory")]
-    assert order == sorted(order)
+    wanted = ["raise-linear", "fuse-gqa", "enter-model", "fold-rope", "fuse-qkv"]
+    wanted += ["lower-kv-cache", "select-kernels", "pack-weights", "roll-layers", "plan-memory"]
+    assert [n for n in names if n in wanted] == wanted

@@ -45,7 +45,7 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 @dataclass(frozen=True)
 class Bug:
-    """One bug: code replaced by `patch`, or a pipeline changed by `edit`; what it does to `model` is found by `caught`."""
+    """One bug: code replaced by `patch`, or a pipeline changed by `edit`; on `model` the check `caught` finds it."""
 
     name: str
     caught: str
