@@ -50,7 +50,7 @@ class Context:
 
 
 @llama_cpp.llama_log_callback
-def _SILENT(level, text, data):  # noqa: N802
+def _SILENT(level, text, data):
     pass
 
 

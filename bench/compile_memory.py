@@ -4,8 +4,8 @@
     python bench/compile_memory.py --case llama-3.2-1b --quantize int8
 
 The 1B checkpoint is a Hugging Face folder with the shape of Llama 3.2 1B and random weights, written first and deleted
-afterwards, as is the artifact. The compiler runs in a process of its own. Every 10 ms the anonymous pages (RssAnon: heap
-and stacks, not the cached pages of files) of it and of the C compilers that it starts are added up.
+afterwards, as is the artifact. The compiler runs in a process of its own. Every 10 ms the anonymous pages (RssAnon:
+heap and stacks, not the cached pages of files) of it and of the C compilers that it starts are added up.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def _family(pid: int) -> list[int]:
             # The C compilers are started by a thread of the compiler.
             threads = os.listdir(f"/proc/{parent}/task")
             children += " " + " ".join(
-                Path(f"/proc/{parent}/task/{thread}/children").read_text() for thread in threads if int(thread) != parent
+                Path(f"/proc/{parent}/task/{thread}/children").read_text()
+                for thread in threads
+                if int(thread) != parent
             )
         except OSError:
             continue
@@ -179,7 +181,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=(HF_CASE, RANDOM_CASE), help="only this one")
     parser.add_argument("--quantize", default="int4", help="[%(default)s]")
-    parser.add_argument("--folder", type=Path, help="where to put checkpoint and artifact for a while [a temporary one]")
+    parser.add_argument(
+        "--folder", type=Path, help="where to put checkpoint and artifact for a while [a temporary one]"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     print(machine_line(), file=sys.stderr)

@@ -163,7 +163,9 @@ def time_compile(folder: Path, repeats: int) -> dict[str, Any]:
 def print_table(found: dict[str, Any]) -> None:
     """The figures for people."""
     for name, row in found.get("speed", {}).items():
-        line = f"prefill {row['prefill_tokens_per_second']:8.1f} tokens/s   decode {row['decode_tokens_per_second']:7.2f}"
+        line = (
+            f"prefill {row['prefill_tokens_per_second']:8.1f} tokens/s   decode {row['decode_tokens_per_second']:7.2f}"
+        )
         print(f"  {name:10} {line} tokens/s")
     if "decode_ratio" in found:
         print(f"  ratio      prefill {found['prefill_ratio']:8.3f}            decode {found['decode_ratio']:7.3f}")

@@ -1,4 +1,4 @@
-"""How far an artifact's predictions are from an fp32 reference: KL divergence, top-1 agreement and perplexity on a text.
+"""How far an artifact's predictions are from an fp32 reference: KL divergence, top-1 agreement, perplexity on a text.
 
     python bench/quality.py                                       SmolLM2-135M as it is stored, against fp32
     python bench/quality.py m.llamac --reference f32.llamac       reference: an artifact of `compile --quantize f32`
@@ -149,13 +149,19 @@ def print_table(result: dict[str, Any], text: str) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="quality.py [ARTIFACT] [options]"
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="quality.py [ARTIFACT] [options]",
     )
     parser.add_argument("artifact", nargs="?", type=Path, help="the .llamac file; SmolLM2-135M is compiled without one")
-    parser.add_argument("--reference", metavar="FILE|transformers", help="an artifact of --quantize f32, or transformers")
+    parser.add_argument(
+        "--reference", metavar="FILE|transformers", help="an artifact of --quantize f32, or transformers"
+    )
     parser.add_argument("--source", default=EMBEDDED, help="the checkpoint of --reference transformers [%(default)s]")
     parser.add_argument("--quantize", default="keep", help="scheme when SmolLM2 is compiled here [%(default)s]")
-    parser.add_argument("--text", type=Path, default=TEXT, metavar="FILE", help="UTF-8 text [bench/evaluation_text.txt]")
+    parser.add_argument(
+        "--text", type=Path, default=TEXT, metavar="FILE", help="UTF-8 text [bench/evaluation_text.txt]"
+    )
     parser.add_argument("--window", type=int, default=WINDOW, metavar="N", help="tokens in a window [%(default)s]")
     parser.add_argument("--windows", type=int, metavar="N", help="only the first N windows")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")

@@ -108,7 +108,9 @@ def compile(
     zig_command()  # a missing compiler is known before any work
     progress("reading", 0, 1)
     captured = source if isinstance(source, CapturedModel) else None
-    checkpoint = captured.checkpoint if captured else open_source(source, random_weights=random_weights)
+    checkpoint = (
+        source.checkpoint if isinstance(source, CapturedModel) else open_source(source, random_weights=random_weights)
+    )
     ledger = [LedgerEntry(**entry) for entry in checkpoint.ledger]
     _check_tokenizer(checkpoint, tokenizer, ledger)
     vectors = read_golden(golden, checkpoint, str(quantization), ledger)

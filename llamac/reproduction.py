@@ -1,8 +1,8 @@
 """Reduces a failure of the passes to a repro: a folder with the failing pass's input, the recipe, and the command.
 
 A failure is looked for where users meet it: first the pipeline on the whole model (a crash), then its validation on the
-shrunken model (a mismatch). From there the model, the sequences, the pipeline and the module are made smaller as long as
-the same pass fails in the same way.
+shrunken model (a mismatch). From there the model, the sequences, the pipeline and the module are made smaller as long
+as the same pass fails in the same way.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def recipe_from_json(fields: Mapping[str, Any]) -> Recipe:
 
 @dataclass(frozen=True)
 class Repro:
-    """A reduced failure: what fails, on what, and the IR that goes into the failing pass (empty when none is at fault)."""
+    """A reduced failure: what fails, on what, and the IR that goes into the failing pass (empty: none is at fault)."""
 
     failure: Failure
     recipe: Recipe
@@ -112,7 +112,7 @@ class Repro:
     expected: Mapping[str, int]
     ir: str
     alone: bool
-    """Whether the pass fails on `ir` by itself: `llamac opt` shows a crash, `--replay` a mismatch, from the IR alone."""
+    """Whether the pass fails on `ir` by itself: `llamac opt` shows a crash, `--replay` a mismatch, from IR alone."""
 
     def command(self, folder: Path) -> str:
         """The one command that shows the failure."""
@@ -336,7 +336,7 @@ INTERNAL = frozenset({"LLC0402", "LLC0403", "LLC0501", "LLC0504", "LLC0507"})
 
 @contextmanager
 def reproduced(recipe: Recipe, folder: Path, seconds: float = 30.0) -> Iterator[None]:
-    """Around the passes: an internal error leaves a repro in `folder`, and its hint says so. Input errors pass as is."""
+    """Around the passes: an internal error leaves a repro in `folder`, and its hint says so; input errors pass."""
     try:
         yield
     except (LlamacError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:

@@ -6,7 +6,7 @@
 - an op whose full-rank operands all gained a leading axis of 1 by a reshape works without it (the batch of torch)
 - an operand of lower rank gets the rank of its op, but scalars and parameters stay as they are
 - `transpose(matmul(column, row))` becomes the product of a column and a row that it is
-- `select(a < b, x, y)` on integers becomes `select(b <= a, y, x)`; `select(c, -inf, x)` becomes `x + select(c, -inf, 0)`
+- `select(a < b, x, y)` on integers becomes `select(b <= a, y, x)`; `select(c, -inf, x)` becomes `x + select(..., 0)`
 - axes count from the front; operands of commutative ops stand in order of definition, weights and constants last
 
 Must not touch an axis of 1 that is the model's own, such as a single KV head: only one that a reshape added.
@@ -18,16 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llamac.ir.dims import DimLike
-from llamac.ir.graph import Attribute, FileSource, Graph, Module, Op, Value, Weight
+from llamac.ir.graph import FileSource, Graph, Module, Op, Value, Weight
 from llamac.ir.levels import CAPTURED, RAISING
-from llamac.ir.registry import find_op
 from llamac.transform.base import Pass, PassContext, PassResult
+from llamac.transform.operand_order import order_operands
 from llamac.transform.rewriter import Rewriter
-
-_UNARY = frozenset("cast neg rsqrt reciprocal sin cos sigmoid".split())
-_BROADCASTING = frozenset("add sub mul div pow less less_equal select".split())
-_ROW_WISE = frozenset({"softmax", "reduce_mean", "concat", "slice"})
-_SQUEEZED = _BROADCASTING | _ROW_WISE | _UNARY | {"matmul", "transpose", "broadcast"}
+from llamac.transform.unit_axis import BROADCASTING, ROW_WISE, UNARY, front_axis, made_by, squeeze
 
 _HIDING = -3e38
 """-inf and the lowest values of f32 and bf16 lie below: next to them a score is less than a rounding error."""
@@ -65,7 +61,7 @@ def _sweep(module: Module, graph: Graph) -> list[int]:
                 break
     if any(counts):
         rewriter.finish()
-    return [*counts[:-1], counts[-1] + _order_operands(graph)]
+    return [*counts[:-1], counts[-1] + order_operands(graph)]
 
 
 def _no_op(op: Op, rewriter: Rewriter) -> Value | None:
@@ -89,84 +85,26 @@ def _constant(value: Value) -> float | None:
     return found if isinstance(found, float) else None
 
 
-def _made_by(value: Value, opcode: str) -> Op | None:
-    op = value.producer
-    return op if op is not None and op.opcode == opcode and not isinstance(value, Weight) else None
-
-
 def _merge(op: Op, rewriter: Rewriter) -> Value | None:
-    if op.opcode not in ("reshape", "transpose") or (inner := _made_by(op.operands[0], op.opcode)) is None:
+    if op.opcode not in ("reshape", "transpose") or (inner := made_by(op.operands[0], op.opcode)) is None:
         return None
     if op.opcode == "reshape":
         return rewriter.op("reshape", inner.operands[0], **op.attributes)
     first, second = inner.attributes["permutation"], op.attributes["permutation"]
     assert isinstance(first, tuple) and isinstance(second, tuple)
-    order = tuple(first[int(str(i))] for i in second)
+    order = tuple(first[i] for i in second if isinstance(i, int))
     return rewriter.op("transpose", inner.operands[0], permutation=order)
 
 
 def _sink_reshape(op: Op, rewriter: Rewriter) -> Value | None:
-    inner = _made_by(op.operands[0], "reshape") if op.opcode in _UNARY else None
+    inner = made_by(op.operands[0], "reshape") if op.opcode in UNARY else None
     if inner is None:
         return None
     return rewriter.op("reshape", rewriter.op(op.opcode, inner.operands[0], **op.attributes), **inner.attributes)
 
 
-def _squeeze(op: Op, rewriter: Rewriter) -> Value | None:
-    """op(reshape x, reshape y) with a leading 1 that the reshapes added -> reshape(op(x, y))."""
-    if op.opcode not in _SQUEEZED:
-        return None
-    rank = op.result.tensor.rank
-    full = [v for v in op.operands if v.tensor.rank == rank]
-    if rank < (3 if op.opcode == "matmul" else 2) or not full or not all(_gained_axis(v) for v in full):
-        return None
-    attributes = _without_first_axis(op, rank)
-    if attributes is None or op.result.tensor.shape[0] != 1:
-        return None
-    operands = [_squeezed(v, rewriter) if v.tensor.rank == rank else v for v in op.operands]
-    return rewriter.op("reshape", rewriter.op(op.opcode, *operands, **attributes), shape=op.result.tensor.shape)
-
-
-def _gained_axis(value: Value) -> bool:
-    inner = _made_by(value, "reshape")
-    return inner is not None and _leading_ones(value) > _leading_ones(inner.operands[0])
-
-
-def _leading_ones(value: Value) -> int:
-    shape = value.tensor.shape
-    return next((i for i, d in enumerate(shape) if d != 1), len(shape))
-
-
-def _squeezed(value: Value, rewriter: Rewriter) -> Value:
-    inner = _made_by(value, "reshape")
-    assert inner is not None
-    shape = value.tensor.shape[1:]
-    return inner.operands[0] if inner.operands[0].tensor.shape == shape else rewriter.op("reshape", inner.operands[0], shape=shape)
-
-
-def _without_first_axis(op: Op, rank: int) -> dict[str, Attribute] | None:
-    """The attributes of the op on operands without their first axis; None when it works on that axis."""
-    found = dict(op.attributes)
-    if "axis" in found:
-        axis = _axis(op, rank)
-        return {**found, "axis": axis - 1} if axis else None
-    if op.opcode == "transpose":
-        order = op.attributes["permutation"]
-        assert isinstance(order, tuple)
-        return {"permutation": tuple(int(str(i)) - 1 for i in order[1:])} if order[0] == 0 else None
-    if op.opcode == "broadcast":
-        return {"shape": op.result.tensor.shape[1:]}
-    return found
-
-
-def _axis(op: Op, rank: int) -> int:
-    axis = op.attributes["axis"]
-    assert isinstance(axis, int)
-    return axis % rank
-
-
 def _full_rank(op: Op, rewriter: Rewriter) -> Value | None:
-    if op.opcode not in _BROADCASTING:
+    if op.opcode not in BROADCASTING:
         return None
     rank = op.result.tensor.rank
     operands = [_padded(v, rank, rewriter) for v in op.operands]
@@ -174,7 +112,8 @@ def _full_rank(op: Op, rewriter: Rewriter) -> Value | None:
 
 
 def _padded(value: Value, rank: int, rewriter: Rewriter) -> Value:
-    held = value.producer.operands[0] if not isinstance(value, Weight) and _made_by(value, "cast") and value.producer else value
+    cast = made_by(value, "cast")
+    held = cast.operands[0] if cast is not None else value
     is_parameter = isinstance(held, Weight) and (held.producer is not None or isinstance(held.source, FileSource))
     if value.tensor.rank in (0, rank) or is_parameter:
         return value
@@ -183,7 +122,7 @@ def _padded(value: Value, rank: int, rewriter: Rewriter) -> Value:
 
 
 def _outer(op: Op, rewriter: Rewriter) -> Value | None:
-    product = _made_by(op.operands[0], "matmul") if op.opcode == "transpose" else None
+    product = made_by(op.operands[0], "matmul") if op.opcode == "transpose" else None
     if product is None or op.attributes["permutation"] != (1, 0) or product.operands[0].tensor.shape[1] != 1:
         return None
     column, row = product.operands
@@ -192,7 +131,7 @@ def _outer(op: Op, rewriter: Rewriter) -> Value | None:
 
 
 def _at_most(op: Op, rewriter: Rewriter) -> Value | None:
-    less = _made_by(op.operands[0], "less") if op.opcode == "select" else None
+    less = made_by(op.operands[0], "less") if op.opcode == "select" else None
     if less is None or less.operands[0].tensor.dtype.is_float:
         return None
     condition = rewriter.op("less_equal", *less.operands[::-1])
@@ -203,18 +142,22 @@ def _added_mask(op: Op, rewriter: Rewriter) -> Value | None:
     """Hidden scores as a sum: the same for every finite x, since the lowest values swallow it."""
     if op.opcode != "select":
         return None
-    hidden, x = _constant(op.operands[1]), op.operands[2]
-    if hidden is None or hidden > _HIDING or _constant(x) is not None or x.type != op.result.type:
-        return None
-    zero = rewriter.op("constant", value=0.0, dtype=x.tensor.dtype)
-    return rewriter.op("add", x, rewriter.op("select", op.operands[0], op.operands[1], zero))
+    condition, *sides = op.operands
+    for side, (x, hidden) in enumerate((sides, sides[::-1])):
+        lowest = _constant(hidden)
+        if lowest is None or lowest > _HIDING or _constant(x) is not None or x.type != op.result.type:
+            continue
+        zero = rewriter.op("constant", value=0.0, dtype=x.tensor.dtype)
+        shown, other = (hidden, zero) if side else (zero, hidden)
+        return rewriter.op("add", x, rewriter.op("select", condition, shown, other))
+    return None
 
 
 def _front_axis(op: Op, rewriter: Rewriter) -> Value | None:
     axis = op.attributes.get("axis")
-    if op.opcode not in _ROW_WISE or not isinstance(axis, int) or axis >= 0:
+    if op.opcode not in ROW_WISE or not isinstance(axis, int) or axis >= 0:
         return None
-    return rewriter.op(op.opcode, *op.operands, **{**op.attributes, "axis": _axis(op, op.operands[0].tensor.rank)})
+    return rewriter.op(op.opcode, *op.operands, **{**op.attributes, "axis": front_axis(op, op.operands[0].tensor.rank)})
 
 
 def _never(op: Op, rewriter: Rewriter) -> Value | None:
@@ -225,7 +168,7 @@ _RULES: dict[str, Local] = {
     "no_op": _no_op,
     "merged": _merge,
     "reshape_sunk": _sink_reshape,
-    "squeezed": _squeeze,
+    "squeezed": squeeze,
     "padded": _full_rank,
     "outer": _outer,
     "at_most": _at_most,
@@ -234,19 +177,3 @@ _RULES: dict[str, Local] = {
     "ordered": _never,
 }
 """What is counted, and the rule at one op; operands are ordered between sweeps."""
-
-
-def _order_operands(graph: Graph) -> int:
-    """Commutative operands in order of definition, constants and weights last; returns how many ops changed."""
-    place: dict[Value, int] = {v: i - len(graph.arguments) for i, v in enumerate(graph.arguments)}
-    changed = 0
-    for index, op in enumerate(graph.ops):
-        place.update(dict.fromkeys(op.results, len(graph.ops) if op.opcode == "constant" else index))
-        if find_op(op.opcode).commutative:
-            last = len(graph.ops) + 1
-            first, second = op.operands
-            if place.get(second, last) < place.get(first, last):
-                op.set_operand(0, second)
-                op.set_operand(1, first)
-                changed += 1
-    return changed

@@ -4,8 +4,9 @@ Before: `matmul(cast(softmax(cast(add(mul(matmul(q, transpose(repeat k)), scale)
 After:  `attention q, k, v, positions {scale}`
 
 `repeat` is reshape-broadcast-reshape, a broadcast of one KV head to all, or nothing when every query head has its own.
-Scores may be divided by 1 / scale. The mask hides by -inf or by the lowest finite value: behind a visible key, the row's
-own, both weigh nothing. Must not fire for another mask than the causal one, or when k and v are repeated differently.
+Scores may be divided by 1 / scale. The mask hides by -inf or by the lowest finite value: beside a visible key, the
+row's own, both weigh nothing. Must not fire for another mask than the causal one, or when k and v are repeated
+differently.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 _CONTEXT = 2
 _AROUND = 3
 _FUNCTION = re.compile(r"([A-Za-z_]\w*)\s*\(")
@@ -194,8 +196,8 @@ def diff_machine_code(target: str, a: bytes, b: bytes) -> MachineDiff:
             continue
         different = first = None
         if x is not None and y is not None and len(x) == len(y):
-            places = [i for i, (p, q) in enumerate(zip(x, y, strict=True)) if p != q]
-            different, first = len(places), places[0]
+            places = np.flatnonzero(np.frombuffer(x, np.uint8) != np.frombuffer(y, np.uint8))
+            different, first = len(places), int(places[0])
         a_bytes, b_bytes = (None if section is None else len(section) for section in (x, y))
         changed.append(SectionDiff(name, a_bytes, b_bytes, different, first))
     text_differs = any(section.name == ".text" for section in changed)

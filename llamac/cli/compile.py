@@ -62,7 +62,9 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg]  # not generic before
 @click.option("--golden", metavar="FILE", help="Golden vectors from an outside oracle, for `llamac verify`.")
 @click.option("--no-tokenizer", is_flag=True, help="Compile a source that has none; the artifact takes token ids.")
 @click.option("--strict", is_flag=True, help="Refuse to leave anything out: such ledger entries become errors.")
-@click.option("--passes-from", multiple=True, metavar="MODULE", help="Put the passes of this Python module in the pipeline.")
+@click.option(
+    "--passes-from", multiple=True, metavar="MODULE", help="Put the passes of this Python module in the pipeline."
+)
 @click.option("--validate/--no-validate", default=True, help="Check every pass on a shrunken model. [default: on]")
 @json_option
 def command(source: str, target: str, output: str | None, as_json: bool, **options: Any) -> None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llamac.cli.options import json_option, print_json
+from .options import json_option, print_json
 
 if TYPE_CHECKING:
     from llamac.artifact.diff import ArtifactDiff, KeyChange, TensorChange
     from llamac.artifact.diff_code import MachineDiff, TextDiff
 
 _MOST = 12
-_MOST_LINES = 12
+_MOST_LINES = 8
 
 
 @click.command("diff")
@@ -130,13 +130,17 @@ def _parts(title: str, found: TextDiff, full: bool) -> Iterator[str]:
     rows = found.changed
     differ = f"{len(rows)} of {found.parts} parts differ" if rows else "only numbers of values differ"
     yield f"\n{title} ({found.member}): {differ}"
-    for part in rows:
+    for part in rows if full else rows[:_MOST]:
         side = "" if part.side == "both" else f" (only in {part.side.upper()})"
         yield f"  {part.name}{side}: {part.removed} lines removed, {part.added} added"
-        shown = part.lines if full else part.lines[:_MOST_LINES] if part.side == "both" else ()
-        yield from (f"    {line if full or len(line) <= 160 else line[:157] + '...'}" for line in shown)
-        if len(shown) < len(part.lines):
-            yield f"    ... {len(part.lines) - len(shown)} more lines: --full shows all"
+        if full:
+            yield from (f"    {line}" for line in part.lines)
+        elif part.side == "both":
+            yield from (f"    {line if len(line) <= 160 else line[:157] + '...'}" for line in part.lines[:_MOST_LINES])
+            if len(part.lines) > _MOST_LINES:
+                yield f"    ... {len(part.lines) - _MOST_LINES} more lines: --full shows all"
+    if not full and len(rows) > _MOST:
+        yield f"  ... and {len(rows) - _MOST} more: --full shows all"
 
 
 def _machine(found: MachineDiff) -> Iterator[str]:

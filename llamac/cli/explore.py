@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from llamac.cli.options import json_option, print_json
+from .options import json_option, print_json
 
 
 @click.command("explore")

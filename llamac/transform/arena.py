@@ -89,7 +89,7 @@ class ArenaInterpreter(Interpreter):
         taken = self._taken_over(op, frame)
         for result in op.results:
             if result in frame.places:
-                self._write(result, np.nan, frame)
+                self._write(result, np.inf, frame)
         arguments = [taken[v] if v in taken else self._read(v, frame) for v in op.operands]
         types = [r.type for r in op.results]
         run = Evaluation(arguments, op.attributes, types, frame.symbols, True)
@@ -147,7 +147,10 @@ class ArenaInterpreter(Interpreter):
             return self._value(value, {})
         if value not in frame.places:
             return frame.values[value]
-        return self._cells(value, frame)[:, :, 0].reshape(value.tensor.concrete_shape(frame.symbols)).copy()
+        cells = self._cells(value, frame)
+        found = cells[:, :, 0].copy()
+        found[~np.isnan(cells[:, :, 1:]).all(axis=2)] = np.nan  # another element begins inside this one
+        return found.reshape(value.tensor.concrete_shape(frame.symbols))
 
     def _write(self, value: Value, found: Any, frame: _Frame) -> None:
         cells = self._cells(value, frame)

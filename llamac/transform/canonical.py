@@ -7,7 +7,7 @@ from llamac.ir.printer import print_graph, print_weight
 
 
 def canonical_text(module: Module) -> str:
-    """The module as text, weights by name, ops in an order of its own, without locations. Equal texts are equal graphs; it need not parse."""
+    """The module as text, weights by name, ops as outputs need them, no locations: equal texts, equal graphs."""
     weights = sorted(module.weights.values(), key=lambda weight: (_depth(weight), weight.name))
     lines = [f"module @{module.name} at {module.level} {{", *(f"  {print_weight(w)}" for w in weights)]
     for graph in module.graphs.values():
@@ -36,7 +36,7 @@ def _graph_lines(graph: Graph) -> list[str]:
 
 
 def _ordered(graph: Graph) -> list[Op]:
-    """Ops as the outputs need them, operands first: an order that depends on the graph alone. Unused ops are left out."""
+    """Ops as the outputs need them, operands first: an order that depends on the graph alone, without unused ops."""
     ordered: dict[Op, None] = {}
     todo = [value.producer for value in reversed(graph.outputs)]
     while todo:

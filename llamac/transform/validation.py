@@ -46,7 +46,7 @@ DTYPE_FACTOR = 1.5
 """How much larger the errors of the final graph's logits may be than those of the captured graph's, in dtype mode."""
 
 F32_FACTOR = 4.0
-"""The same for models in f32: the order of summation alone may double their errors, while f16 in one place is 1000-fold."""
+"""The same for models in f32: the order of summation alone may double errors, while f16 in one place is 1000-fold."""
 
 
 @dataclass(frozen=True)

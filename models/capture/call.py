@@ -23,6 +23,7 @@ class Surroundings(Protocol):
 
     builder: Builder
     values: dict[Any, Any]
+
     @property
     def symbols(self) -> Mapping[str, str]: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ def interpreted(model: CapturedModel, ids: list[int], cuts: tuple[int, ...] = ()
     config = model.config
     past = [np.zeros((config.kv_heads, 0, config.head_dim), np.float32)] * (2 * config.layers)
     rows, bounds = [], (0, *cuts, len(ids))
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds):
         inputs: dict[str, Any] = {"ids": ids[start:stop], "positions": np.arange(start, stop)}
         inputs |= {a.name: p for a, p in zip(model.module.step.arguments[2:], past, strict=True)}
         logits, *past = interpreter.run(inputs)

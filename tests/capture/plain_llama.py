@@ -1,4 +1,4 @@
-"""A Llama as someone writes it by hand: own names, no transformers, explicit past, rope and mask computed in forward."""
+"""A Llama as someone writes it by hand: own names, explicit past, rope and mask computed in forward."""
 
 from __future__ import annotations
 

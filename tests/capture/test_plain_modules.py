@@ -137,3 +137,15 @@ def test_a_factory_by_name(monkeypatch: pytest.MonkeyPatch, model: CapturedModel
     found = open_torch("plain_llama:make")
     assert found.config == model.config
     assert found.read_rows("embed", 0, 9).tobytes() == model.read_rows("embed", 0, 9).tobytes()
+
+
+def test_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from llamac.cli.compile import command
+
+    monkeypatch.chdir(os.path.dirname(__file__))
+    out = tmp_path / "plain.llamac"
+    arguments = ["--from", "torch", "plain_llama:make", "--no-tokenizer", "--quantize", "f32", "-o", str(out), "--json"]
+    ran = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert ran.exit_code == 0 and out.is_file() and '"model": "plain"' in ran.stdout

@@ -90,8 +90,9 @@ def test_another_structure() -> None:
 
 
 def test_another_config_than_the_module_s() -> None:
-    assert "expected shape" in refused(PlainLlama(ONE_LAYER), "LLC0208", config=replace(ONE_LAYER, vocab_size=68)).reason
-    assert "returns 3 values" in refused(PlainLlama(ONE_LAYER), "LLC0316", config=replace(ONE_LAYER, layers=2)).reason
+    module = PlainLlama(ONE_LAYER)
+    assert "expected shape" in refused(module, "LLC0208", config=replace(ONE_LAYER, vocab_size=68)).reason
+    assert "returns 3 values" in refused(module, "LLC0316", config=replace(ONE_LAYER, layers=2)).reason
 
 
 def test_no_config() -> None:

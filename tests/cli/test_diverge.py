@@ -83,7 +83,10 @@ def test_two_quantizations_compare_value_by_value(capsys: Capture, sound: Path, 
     found = _diverge(capsys, sound, quantized, "--ids", IDS)[1]
     assert found["tolerance"] == 2e-2
     assert {"linear attn.qkv", "attend", "swiglu"} <= {row["op"] for row in found["rows"]}
-    assert {text.split(":")[0] for text in found["unmatched"]} <= {"layers.0.attn quantize_rows", "layers.1.attn quantize_rows"}
+    assert {text.split(":")[0] for text in found["unmatched"]} <= {
+        "layers.0.attn quantize_rows",
+        "layers.1.attn quantize_rows",
+    }
     assert "stored otherwise" in found["cause"]
 
 
@@ -143,9 +146,9 @@ def test_the_ir_in_the_file_is_checked_against_the_manifest(sound: Path, tmp_pat
 
     with Artifact.open(sound) as opened:
         opened.manifest["weights"][0]["tensors"][3]["bytes"] -= 64
-        with pytest.raises(LlamacError, match="LLC0711.*the IR reads"):
+        with pytest.raises(LlamacError, match=r"LLC0711.*the IR reads"):
             record_artifact(opened, [1], tmp_path)
     with Artifact.open(sound) as opened:
         opened.manifest["memory"]["arena_bytes"] //= 2
-        with pytest.raises(LlamacError, match="LLC0711.*outside the arena"):
+        with pytest.raises(LlamacError, match=r"LLC0711.*outside the arena"):
             record_artifact(opened, [1], tmp_path)

@@ -10,12 +10,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import llamac
 import numpy as np
 import pytest
 from stepping import Floats, assert_same_bits
 from tiny_llama import TinyShape, make_reference, save_checkpoint, some_ids
 
+import llamac
 from llamac.artifact.read import Artifact
 from llamac.backends.cpu import abi
 from llamac.backends.cpu.toolchain import compiler_environment, zig_command

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import llamac
 import numpy as np
 import pytest
 from tiny_gguf import SHAPE_32, write_tiny_gguf
 from tiny_llama import TinyShape, make_reference, save_checkpoint
 
+import llamac
 from llamac.cli.main import main
 from llamac.errors import LlamacError
 
@@ -164,7 +164,11 @@ def test_shape_against_config(damaged: Damage, refused_compile: Callable[..., st
     ("code", "changes", "shown"),
     [
         ("LLC0305", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "yarn"),
-        ("LLC0305", {"rope_parameters": {"rope_type": "lama3", "rope_theta": 1e4, "factor": 2.0}}, "did you mean 'llama3'"),
+        (
+            "LLC0305",
+            {"rope_parameters": {"rope_type": "lama3", "rope_theta": 1e4, "factor": 2.0}},
+            "did you mean 'llama3'",
+        ),
         ("LLC0306", {"hidden_act": "gelu"}, "gelu"),
         ("LLC0301", {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, "Qwen2ForCausalLM"),
         ("LLC0301", {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, "MistralForCausalLM"),
@@ -356,7 +360,9 @@ def test_newer_schema(toy: Any, refused: Callable[..., str]) -> None:
 
     path = toy.make(lambda manifest: manifest.update(producer="llamac 9.0"))
     with Artifact.open(path) as opened:
-        (offset, size), (hash_offset, hash_size) = (opened.member_offset(f"manifest.{kind}") for kind in ("json", "sha256"))
+        (offset, size), (hash_offset, hash_size) = (
+            opened.member_offset(f"manifest.{kind}") for kind in ("json", "sha256")
+        )
     _rewrite_manifest(path, offset, size, hash_offset, hash_size)
     line = refused("LLC0710", "run", path, "--prompt", "a")
     assert "schema" in line and "llamac 9.0" in line

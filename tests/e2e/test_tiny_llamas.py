@@ -98,9 +98,17 @@ def test_inverse_frequencies_equal_transformers(
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": factor, "low_freq_factor": low, "high_freq_factor": high}
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+    }
     rope["original_max_position_embeddings"] = original
-    reference = LlamaRotaryEmbedding(LlamaConfig(head_dim=head_dim, max_position_embeddings=131072, rope_parameters=rope))
+    reference = LlamaRotaryEmbedding(
+        LlamaConfig(head_dim=head_dim, max_position_embeddings=131072, rope_parameters=rope)
+    )
     scaling = RopeScaling("llama3", factor, low, high, original)
     config = replace(preset("llama-3.1-8b"), head_dim=head_dim, layers=1, rope_scaling=scaling)
     assert (inverse_frequencies(config) == reference.inv_freq.numpy()).all()

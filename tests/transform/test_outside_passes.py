@@ -61,7 +61,9 @@ def test_installed_pass_is_used_by_compile_and_recorded(site: Path, tmp_path: Pa
 
 def test_installed_pass_is_known_by_name(site: Path) -> None:
     assert "join-gate-up" in llamac("passes", path=site).stdout
-    text = "raise-linear,fuse-rms-norm,fuse-rope,fuse-gqa,fuse-swiglu,dedupe-ops,fold-constants,eliminate-dead,enter-model"
+    text = (
+        "raise-linear,fuse-rms-norm,fuse-rope,fuse-gqa,fuse-swiglu,dedupe-ops,fold-constants,eliminate-dead,enter-model"
+    )
     words = ("opt", "--from", "tiny", "--random-weights", 1, "--passes", f"{text},join-gate-up")
     done = llamac(*words, path=site)
     assert done.returncode == 0, done.stderr

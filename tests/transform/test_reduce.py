@@ -8,6 +8,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,7 @@ def test_broken_pass_on_smollm2_becomes_a_screen(kind: str, code: str, write: Wr
     assert repro.failure.is_like(again)
 
 
-def test_command_of_a_repro_shows_the_failure(
-    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_of_a_repro_shows_the_failure(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["reduce", "tiny", "--random-weights", "1", "--passes-from", write("crash"), "-o", str(tmp_path / "repro")]
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -146,8 +145,7 @@ def test_internal_error_of_compile_leaves_a_repro(monkeypatch: pytest.MonkeyPatc
     def crash(found: Any) -> str | None:
         raise KeyError("weights")
 
-    rule = fuse_gqa.RULES[0]
-    monkeypatch.setattr(fuse_gqa, "RULES", (fuse_gqa.Rule(rule.name, rule.pattern, rule.rewrite, crash),))
+    monkeypatch.setattr(fuse_gqa, "RULES", tuple(replace(rule, check=crash) for rule in fuse_gqa.RULES))
     out = tmp_path / "tiny.llamac"
     with pytest.raises(LlamacError) as raised:
         llamac.compile("tiny", random_weights=1, output=out)
