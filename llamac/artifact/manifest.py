@@ -46,7 +46,7 @@ SCHEMA: tuple[Key, ...] = (
     Key("model", "object", "the source model"),
     Key("model.name", "text", "its name"),
     Key("model.architecture", "text", "its architecture, such as llama"),
-    Key("model.source_format", "text", "hf, gguf or random"),
+    Key("model.source_format", "text", "hf, gguf, torch or random"),
     Key("model.license", "text?", "its licence as the checkpoint states it, null when it states none"),
     Key("model.parameters", "integer", "number of parameters"),
     Key("model.config", "object", "every field of the model's configuration"),
