@@ -60,14 +60,15 @@ test: $(VENV)/.test
 test-full: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(TESTS)
 
-# The same suite, but `import llamac` finds the installed wheel: what is missing from it fails here.
+# The same suite, but `import llamac` finds the installed wheel: what is missing from it fails here. It runs in another
+# folder, because `llamac/` in the current one would come first. Afterwards the environment is editable again.
 test-wheel: $(VENV)/.test
-	rm -rf build/wheel && mkdir -p build/wheel
-	$(PIP) --upgrade build
-	$(BIN)/python -m build --quiet --wheel --outdir build/wheel .
+	rm -rf build/lib build/bdist.* build/wheel *.egg-info && mkdir -p build/wheel
+	$(BIN)/python -m pip wheel -qq --disable-pip-version-check $(PIP_FLAGS) --no-deps --wheel-dir build/wheel .
 	$(PIP) --force-reinstall --no-deps build/wheel/llamac-*.whl
-	status=0; $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow" $(TESTS) || status=$$?; \
-	$(PIP) --no-deps -e . && exit $$status
+	status=0; (cd build/wheel && $(abspath $(BIN))/pytest -q -n $(JOBS) --dist loadfile -m "not slow" \
+	  -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(abspath $(TESTS))) || status=$$?; \
+	$(PIP) --force-reinstall --no-deps -e .; exit $$status
 
 bench: $(VENV)/.test
 	@for program in bench/*.py; do \

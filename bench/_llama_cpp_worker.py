@@ -7,6 +7,8 @@ It runs llama.cpp's C functions directly, with its own defaults beside threads a
 the run of llamac beside it does.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 import time
@@ -18,7 +20,7 @@ import numpy as np
 class Context:
     """A loaded GGUF file with one context."""
 
-    def __init__(self, path, threads, tokens):
+    def __init__(self, path: str, threads: int, tokens: int) -> None:
         llama_cpp.llama_log_set(_SILENT, None)
         llama_cpp.llama_backend_init()
         self.model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
@@ -29,7 +31,7 @@ class Context:
         self.context = llama_cpp.llama_init_from_model(self.model, parameters)
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
 
-    def feed(self, ids):
+    def feed(self, ids: list[int]) -> int:
         """Append ids, at most 512; the likeliest next id."""
         tokens = (llama_cpp.llama_token * len(ids))(*ids)
         if llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(tokens, len(ids))):
@@ -37,10 +39,11 @@ class Context:
         logits = llama_cpp.llama_get_logits_ith(self.context, -1)
         return int(np.argmax(np.ctypeslib.as_array(logits, (self.vocab_size,))))
 
-    def run(self, prompt, new_tokens):
+    def run(self, prompt: list[int], new_tokens: int) -> tuple[float, float]:
         """Prefill and greedy decode of a fresh sequence."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
         started = time.perf_counter()
+        token = 0
         for start in range(0, len(prompt), 512):
             token = self.feed(prompt[start : start + 512])
         first = time.perf_counter()
@@ -49,12 +52,12 @@ class Context:
         return first - started, time.perf_counter() - first
 
 
-@llama_cpp.llama_log_callback
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _SILENT(level, text, data):
     pass
 
 
-def main():
+def main() -> None:
     """Answer lines until stdin ends."""
     context = Context(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
     print(json.dumps({"version": llama_cpp.__version__}), flush=True)

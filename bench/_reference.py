@@ -48,12 +48,13 @@ class TransformersReference:
         import torch
         import transformers
 
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
+        logging: Any = transformers.utils.logging
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         path = embedded_model() if str(source) == EMBEDDED else Path(source)
         where: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {}
         folder = path.parent if path.is_file() else path
-        loader = transformers.AutoModelForCausalLM
+        loader: Any = transformers.AutoModelForCausalLM
         self._model = loader.from_pretrained(str(folder), dtype=torch.float32, **where).eval()
         self._originals: dict[str, Any] = {}
         self.name = f"transformers {transformers.__version__}, fp32"

@@ -95,9 +95,7 @@ def test_a_wrong_compile_fails(
     assert not any(verdict.passed for verdict in verdicts), verdicts
 
 
-def test_a_scheme_without_vectors_of_its_own_has_none(
-    tiny_checkpoint: Path, tiny_golden: Path, tmp_path: Path
-) -> None:
+def test_a_scheme_without_vectors_of_its_own_has_none(tiny_checkpoint: Path, tiny_golden: Path, tmp_path: Path) -> None:
     options = {"output": tmp_path / "m.llamac", "quantize": "int4:g64", "golden": tiny_golden, "tokenizer": False}
     manifest = llamac.compile(tiny_checkpoint, **options).manifest  # type: ignore[arg-type]
     assert manifest["golden"] == {"oracle": "absent", "vectors": []}
