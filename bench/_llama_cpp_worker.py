@@ -52,7 +52,7 @@ class Context:
         return first - started, time.perf_counter() - first
 
 
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+@llama_cpp.llama_log_callback
 def _SILENT(level, text, data):
     pass
 

@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 
 from llamac.analysis.weight_plan import PlacedWeight
-from llamac.errors import LlamacError
 from llamac.ir.evaluator import WeightEvaluator
 from llamac.ir.graph import Value, Weight
 
@@ -47,9 +46,6 @@ def write_weights(
     with ThreadPoolExecutor(_WORKERS) as pool:
         for item, block in _in_order(pool, _jobs(placed, evaluator, memory // (_WORKERS + _AHEAD))):
             sink.write(memoryview(bytes(max(item.offset - position, 0))))
-            if not _finite_scales(block):
-                reason, hint = "the weight holds values that are not finite", "take an undamaged checkpoint"
-                raise LlamacError("LLC0219", item.weight.name, reason, hint)
             data = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
             sink.write(data.data)
             progress(data.nbytes)
@@ -105,7 +101,3 @@ def _head_rows(value: Value) -> int:
         return 0
     found = producer.attributes.get("head_dim")
     return found if isinstance(found, int) else max((_head_rows(v) for v in producer.operands), default=0)
-
-
-def _finite_scales(block: np.ndarray) -> bool:
-    return block.dtype == np.uint8 or bool(np.isfinite(block.astype(np.float32)).all())

@@ -1,4 +1,4 @@
-"""Generates readable C from a kernel-level module: one function a distinct kernel shape, one a distinct layer, one step.
+"""Generates readable C from a kernel-level module: one function a kernel shape, one a distinct layer, one step.
 
 Every thread of the pool runs the same step function; kernels split their work by thread number, and a barrier stands
 between an op and the first later op that touches the same memory.
@@ -378,7 +378,8 @@ class _Function:
             raise LlamacError("LLC0605", op.location, "q must be rotated in place")
         h, q_width, k_width = cache.head_dim, heads * cache.head_dim, cache.kv_heads * cache.head_dim
         self.call(
-            f"llamac_rope_rows(th, {qkv.pointer}, {qkv.stride}, s->tokens, {heads}, {h}, {cos.pointer}, {sin.pointer});\n"
+            f"llamac_rope_rows(th, {qkv.pointer}, {qkv.stride}, s->tokens, {heads}, {h}, "
+            f"{cos.pointer}, {sin.pointer});\n"
             f"  llamac_kv_append(th, cache_of(s), {layer}, {cache.kv_heads}, {h}, {_C_TYPES[cache.dtype.name]}, "
             f"{qkv.pointer} + {q_width}, {qkv.stride},\n      {qkv.pointer} + {q_width + k_width}, {qkv.stride}, "
             f"s->tokens, s->positions, s->sequence_of_token, {cos.pointer}, {sin.pointer});",
@@ -461,5 +462,3 @@ def _comment(op: Op) -> str:
     text = print_op(op)
     text = text if len(text) < 200 else text[:197] + "..."
     return text.replace("*/", "* /")
-
-

@@ -65,6 +65,18 @@ def widen(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32)
 
 
+_EXPONENTS = {"f32": 0x7F800000, "f16": 0x7C00, "bf16": 0x7F80}
+
+
+def all_finite(values: np.ndarray, dtype: DType) -> bool:
+    """Whether a stored float array holds no infinity and no NaN; looks at exponents, so it costs one pass."""
+    mask = _EXPONENTS.get(dtype.name)
+    if mask is None:
+        return bool(np.isfinite(widen(values)).all())
+    bits = np.ascontiguousarray(values).view(np.uint32 if dtype is F32 else np.uint16)
+    return not bool(((bits & mask) == mask).any())
+
+
 def _round_bf16(values: np.ndarray) -> np.ndarray:
     # ml_dtypes converts element by element; this is the same rounding on whole words, several times faster.
     bits = np.ascontiguousarray(values).view(np.uint32)

@@ -10,7 +10,7 @@ import numpy as np
 from llamac.errors import LlamacError
 
 from .definition import Array, Evaluation
-from .dtypes import DTYPES, round_to, widen
+from .dtypes import DTYPES, all_finite, round_to, widen
 from .graph import DataSource, FileSource, Op, Value, Weight
 from .registry import find_op
 from .types import TensorType
@@ -51,6 +51,9 @@ class WeightEvaluator:
         if key in known:
             return known[key]
         found = self._compute(weight, lo, hi, known)
+        if _may_overflow(weight) and not all_finite(found, weight.tensor.dtype):
+            reason = f"holds values that are not finite, or too large for {weight.tensor.dtype}"
+            raise LlamacError("LLC0219", weight.name, reason, "take an undamaged checkpoint, or another --quantize")
         if len(weight.users) > 1:
             known[key] = found
         return found
@@ -91,6 +94,15 @@ class WeightEvaluator:
     def _operand(self, value: Value, part: tuple[int, int] | None, known: Known) -> Array:
         assert isinstance(value, Weight)
         return self.whole(value) if part is None else self._rows(value, *part, known)
+
+
+def _may_overflow(weight: Weight) -> bool:
+    """Floats straight from the checkpoint, and casts: everything else is finite when its inputs are."""
+    if not weight.tensor.dtype.is_float:
+        return False
+    if isinstance(weight.source, FileSource):
+        return True
+    return weight.producer is not None and weight.producer.opcode in ("block_scales", "block_mins", "cast")
 
 
 def evaluate_op(op: Op, inputs: list[Array], type: TensorType) -> Array:
