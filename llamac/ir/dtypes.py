@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -73,7 +73,7 @@ def all_finite(values: np.ndarray, dtype: DType) -> bool:
     mask = _EXPONENTS.get(dtype.name)
     if mask is None:
         return bool(np.isfinite(widen(values)).all())
-    bits = np.ascontiguousarray(values).view(np.uint32 if dtype is F32 else np.uint16)
+    bits: np.ndarray[Any, np.dtype[Any]] = np.ascontiguousarray(values).view(np.uint32 if dtype is F32 else np.uint16)
     return not bool(((bits & mask) == mask).any())
 
 
