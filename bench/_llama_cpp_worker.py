@@ -53,7 +53,7 @@ class Context:
 
 
 @llama_cpp.llama_log_callback
-def _SILENT(level, text, data):
+def _SILENT(level: int, text: bytes, data: object) -> None:
     pass
 
 

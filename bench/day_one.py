@@ -151,7 +151,10 @@ def time_compile(folder: Path, repeats: int) -> dict[str, Any]:
     seconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "llamac", *words], env=environment, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-m", "llamac", *words], env=environment, check=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
         seconds.append(time.perf_counter() - started)
     return {
         "compile_cold_seconds": round(seconds[0], 2),
@@ -198,6 +201,8 @@ def main() -> int:
     """The program; figures only, whether goals are met is for the reader (the load of the machine decides)."""
     options = _options()
     print(machine_line(), file=sys.stderr)
+    if os.getloadavg()[0] > 1:
+        print("other processes are busy: wait until they are not, or these figures mean little", file=sys.stderr)
     if options.llama_cpp is None:
         print("llama.cpp is not timed: name a Python that has it, --llama-cpp PYTHON", file=sys.stderr)
     parts = [options.only] if options.only else list(PARTS)

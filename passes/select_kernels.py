@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from llamac.errors import LlamacError
 from llamac.ir.definition import OpError
 from llamac.ir.dtypes import E4M3FN
+from llamac.ir.gguf_blocks import BLOCKS
 from llamac.ir.graph import Module, Value
 from llamac.ir.layouts import format_of, grouped_name
 from llamac.ir.levels import LOWERING
-from llamac.transform.base import Pass, PassContext, PassResult
+from llamac.transform.base import LedgerEntry, Pass, PassContext, PassResult
 from llamac.transform.matrices import stored_as
 
 
@@ -31,12 +32,16 @@ class SelectKernels(Pass):
 
     def run(self, module: Module, context: PassContext) -> PassResult:
         counts: dict[str, int] = {}
+        widened: dict[str, list[str]] = {}
         for _, op in module.ops():
             if op.opcode in ("linear", "embedding") and "format" not in op.attributes:
                 weight = op.operands[1 if op.opcode == "linear" else 0]
                 chosen = choose_format(weight)
                 op.attributes["format"] = chosen
+                for block in block_formats(weight):
+                    widened.setdefault(block, []).append(weight.name)
                 counts[chosen] = counts.get(chosen, 0) + 1
+        context.ledger += [_held(block, names) for block, names in widened.items() if not BLOCKS[block].as_stored]
         return PassResult(counts)
 
 
@@ -59,3 +64,22 @@ def choose_format(weight: Value) -> str:
     except OpError as error:
         reason = f"no CPU kernel for weights stored as {stored_as(weight)}: {error}"
         raise LlamacError("LLC0506", weight.name, reason, "choose another --quantize") from None
+
+
+def block_formats(value: Value) -> set[str]:
+    """The GGUF block formats whose integers `value` is made of, unless it was quantized again."""
+    producer = value.producer
+    if producer is None or producer.opcode in ("group_quants", "row_quants", "cast"):
+        return set()
+    if producer.opcode == "block_quants":
+        return {str(producer.attributes["format"])}
+    parts = producer.operands[:1] if producer.opcode == "dequantize" else producer.operands
+    return {found for part in parts for found in block_formats(part)}
+
+
+def _held(block: str, names: list[str]) -> LedgerEntry:
+    fmt = BLOCKS[block]
+    minimum = f" and {fmt.minimum} minima" if fmt.minimum else ""
+    what = f"{block} blocks are held as {fmt.quants} in groups of {fmt.group} with {fmt.scale} scales{minimum}"
+    where = names[0] if len(set(names)) == 1 else f"{names[0]} and {len(set(names)) - 1} more"
+    return LedgerEntry("widened", where, what, "every value is exactly that of its block; the weights take more room")

@@ -32,6 +32,11 @@ class BlockFormat:
     read_scales: Callable[[Array], Array]
     read_mins: Callable[[Array], Array] | None = None
 
+    @property
+    def as_stored(self) -> bool:
+        """Whether integers and scales keep the width they have in the block."""
+        return self.name in ("q4_0", "q4_1", "q8_0")
+
 
 def _half(blocks: Array, at: int) -> Array:
     return np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16)
