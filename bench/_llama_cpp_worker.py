@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -52,9 +53,8 @@ class Context:
         return first - started, time.perf_counter() - first
 
 
-@llama_cpp.llama_log_callback
-def _SILENT(level: int, text: bytes, data: object) -> None:
-    pass
+_SILENT: Any = llama_cpp.llama_log_callback(lambda level, text, data: None)
+"""The C side keeps a pointer to it, so it must live as long as the process."""
 
 
 def main() -> None:

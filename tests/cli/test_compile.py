@@ -104,7 +104,7 @@ def test_opt_explains_prints_and_stops(capsys: Capture, tmp_path: Path) -> None:
     code, out, err = _run(capsys, *words, *talk, "--stop-after", "fold-rope")
     assert code == 0 and "attention" in out and "attend" not in out
     assert "fold-rope: half_split 0" in err and "total" in err
-    assert sorted(p.name for p in tmp_path.iterdir())[0] == "01-raise-linear.ir"
+    assert sorted(p.name for p in tmp_path.iterdir())[0] == "01-canonicalize.ir"
 
 
 def test_opt_reads_several_modules_and_checks_diagnostics(capsys: Capture, tmp_path: Path) -> None:
