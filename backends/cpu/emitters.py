@@ -1,0 +1,199 @@
+"""The kernel calls of every op: one method an op, named after it."""
+
+from __future__ import annotations
+
+from llamac.analysis.memory import placement, value_bytes
+from llamac.errors import LlamacError
+from llamac.ir.graph import Op, Value, Weight
+from llamac.ir.layouts import format_of
+
+from .frame import Frame, Place
+from .hazards import Hazards, Region
+from .literals import C_TYPES, c_float, c_format
+
+
+class FunctionEmitter(Frame):
+    """A C function, op by op."""
+
+    def emit_embed_rows(self, op: Op) -> None:
+        fmt, out = format_of(str(op.attributes["format"])), self.output(op)
+        name = "llamac_embedding_dense" if fmt.is_dense else "llamac_embedding_grouped"
+        self.call(
+            f"{name}(th, {out.pointer}, {out.stride}, s->token_ids, s->tokens, {self.weight(op.operands[1])}, "
+            f"{op.attributes['rows']}, {op.attributes['columns']}, {c_format(fmt)});",
+            [],
+            [out],
+        )
+
+    def emit_rms_norm(self, op: Op) -> None:
+        x, out, eps = self.place(op.operands[0]), self.output(op), op.attributes["eps"]
+        assert isinstance(eps, float)
+        self.call(
+            f"llamac_rms_norm(th, {out.pointer}, {out.stride}, {x.pointer}, {x.stride}, {self.rows(op.result)}, "
+            f"{op.result.tensor.shape[-1]}, (const float *)({self.weight(op.operands[1])}), {c_float(eps)});",
+            [op.operands[0]],
+            [out],
+        )
+
+    def emit_quantize_rows(self, op: Op) -> None:
+        x = self.place(op.operands[0])
+        outs = [self.output(op, i) for i in range(3)]
+        self.call(
+            f"llamac_quantize_rows(th, {self._quantized(outs)}, {x.pointer}, {x.stride}, {self.rows(op.results[0])}, "
+            f"{op.operands[0].tensor.shape[-1]}, {self._group(op.results[0])});",
+            [op.operands[0]],
+            outs,
+        )
+
+    def emit_rms_norm_quantized(self, op: Op) -> None:
+        x, eps = self.place(op.operands[0]), op.attributes["eps"]
+        outs = [self.output(op, i) for i in range(3)]
+        assert isinstance(eps, float)
+        self.call(
+            f"llamac_rms_norm_quantize(th, {self._quantized(outs)}, {x.pointer}, {x.stride}, "
+            f"{self.rows(op.results[0])}, {op.operands[0].tensor.shape[-1]}, "
+            f"(const float *)({self.weight(op.operands[1])}), {c_float(eps)}, {self._group(op.results[0])});",
+            [op.operands[0]],
+            outs,
+        )
+
+    def emit_swiglu_quantized(self, op: Op) -> None:
+        x = self.place(op.operands[0])
+        outs = [self.output(op, i) for i in range(3)]
+        self.call(
+            f"llamac_swiglu_quantize(th, {self._quantized(outs)}, {x.pointer}, {x.stride}, "
+            f"{self.rows(op.results[0])}, {x.stride // 2}, {self._group(op.results[0])});",
+            [op.operands[0]],
+            outs,
+        )
+
+    def _quantized(self, places: list[Place]) -> str:
+        return f"(llamac_quantized){{{', '.join(p.pointer for p in places)}}}"
+
+    def _group(self, quants: Value) -> int:
+        """The weight group that these activations were quantized for: it decides their padding and blocks."""
+        (group, *others) = {format_of(str(u.attributes["format"])).group for u in quants.users}
+        if others:
+            raise LlamacError("LLC0605", "quantize_rows", "one quantized activation is used with two group sizes")
+        return group
+
+    def emit_linear_dense(self, op: Op) -> None:
+        x, weight, *residual = op.operands
+        self._linear(op, f"{self.place(x).pointer}, {self.place(x).stride}", [x], weight, residual)
+
+    def emit_linear_grouped(self, op: Op) -> None:
+        *x, weight = op.operands[:4]
+        self._linear(op, self._quantized([self.place(v) for v in x]), list(x), weight, list(op.operands[4:]))
+
+    def _linear(self, op: Op, x: str, reads: list[Value], weight: Value, residual: list[Value]) -> None:
+        out = self.output(op)
+        added = self.place(residual[0]).pointer if residual else "NULL"
+        if residual and self.place(residual[0]).stride != out.stride:
+            raise LlamacError("LLC0605", op.location, "the residual has another row stride than the result")
+        self.call(
+            f"{self.generator.linear(op)}(th, {out.pointer}, {out.stride}, {x}, {self.rows(op.result)}, "
+            f"{self.weight(weight)}, {added});",
+            [*reads, *residual],
+            [out],
+        )
+
+    def emit_concat(self, op: Op) -> None:
+        # The parts were written in place, as strips of this buffer.
+        width = op.result.tensor.shape[-1]
+        assert isinstance(width, int)
+        offset = placement(op)[0]
+        region = Region("arena", offset, value_bytes(op.result, self.generator.limits.max_tokens))
+        pointer = self._name(op.result, "float", f"s->arena + {offset}")
+        self.places[op.result] = Place(pointer, width, region)
+
+    def emit_rope_angles(self, op: Op) -> None:
+        cos, sin = self.output(op, 0), self.output(op, 1)
+        self.call(
+            f"llamac_rope_angles(th, {cos.pointer}, {sin.pointer}, s->positions, s->tokens, "
+            f"(const float *)({self.weight(op.operands[1])}), {cos.stride});",
+            [],
+            [cos, sin],
+        )
+
+    def emit_rope_append(self, op: Op) -> None:
+        qkv, cos, sin = (self.place(v) for v in op.operands[1:4])
+        cache, heads, layer = op.operands[0].cache, op.attributes["heads"], op.attributes["layer"]
+        assert isinstance(heads, int)
+        if placement(op)[1] != self._offset_of(op.operands[1]):
+            raise LlamacError("LLC0605", op.location, "q must be rotated in place")
+        h, q_width, k_width = cache.head_dim, heads * cache.head_dim, cache.kv_heads * cache.head_dim
+        self.call(
+            f"llamac_rope_rows(th, {qkv.pointer}, {qkv.stride}, s->tokens, {heads}, {h}, "
+            f"{cos.pointer}, {sin.pointer});\n"
+            f"  llamac_kv_append(th, cache_of(s), {layer}, {cache.kv_heads}, {h}, {C_TYPES[cache.dtype.name]}, "
+            f"{qkv.pointer} + {q_width}, {qkv.stride},\n      {qkv.pointer} + {q_width + k_width}, {qkv.stride}, "
+            f"s->tokens, s->positions, s->sequence_of_token, {cos.pointer}, {sin.pointer});",
+            list(op.operands[1:4]),
+            [qkv],
+            (Region("cache"),),
+        )
+        self.places[op.results[1]] = qkv
+
+    def _offset_of(self, value: Value) -> int | None:
+        producer = value.producer
+        return placement(producer)[producer.results.index(value)] if producer is not None else None
+
+    def emit_attend(self, op: Op) -> None:
+        q, out, layer = self.place(op.operands[0]), self.output(op), op.attributes["layer"]
+        if self.hazards.conflicts([Region("cache")], []):
+            self.lines.append("  llamac_barrier(th);")
+            self.hazards.clear()
+        self.call(
+            f"{self.generator.attention(op)}(th, s, {out.pointer}, {out.stride}, {q.pointer}, {q.stride}, {layer});",
+            [op.operands[0]],
+            [out],
+        )
+        self.hazards.add([Region("cache")], [])
+
+    def emit_swiglu(self, op: Op) -> None:
+        x, out = self.place(op.operands[0]), self.output(op)
+        if len(op.operands) != 1:
+            raise LlamacError("LLC0605", op.location, "gate and up must be joined before code is generated")
+        self.call(
+            f"llamac_swiglu(th, {out.pointer}, {out.stride}, {x.pointer}, {x.stride}, {self.rows(op.result)}, "
+            f"{op.result.tensor.shape[-1]});",
+            [op.operands[0]],
+            [out],
+        )
+
+    def emit_add(self, op: Op) -> None:
+        a, b, out = self.place(op.operands[0]), self.place(op.operands[1]), self.output(op)
+        self.call(
+            f"llamac_add(th, {out.pointer}, {out.stride}, {a.pointer}, {a.stride}, {b.pointer}, {b.stride}, "
+            f"{self.rows(op.result)}, {op.result.tensor.shape[-1]});",
+            list(op.operands),
+            [out],
+        )
+
+    def emit_select_rows(self, op: Op) -> None:
+        x, out = self.place(op.operands[0]), self.output(op)
+        self.call(
+            f"llamac_gather_rows(th, {out.pointer}, {out.stride}, {x.pointer}, {x.stride}, s->logit_rows, "
+            f"s->logit_count, {op.result.tensor.shape[-1]});",
+            [op.operands[0]],
+            [out],
+        )
+
+    def emit_call(self, op: Op) -> None:
+        callee = self.generator.module.graphs[str(op.attributes["callee"])]
+        weights = [v for v in op.operands if isinstance(v, Weight)]
+        offsets = ", ".join(f"UINT64_C({self.generator.offset(w)})" for w in weights)
+        hidden = self.place(op.operands[0])
+        extra = "".join(
+            f", {self.place(v).pointer}"
+            for v, a in zip(op.operands[2:], callee.arguments[2:], strict=True)
+            if not isinstance(v, Weight) and self._is_computed(a)
+        )
+        layer = op.attributes["layer"]
+        self.lines += [
+            "  llamac_barrier(th);",
+            f"  {{ static const uint64_t w[] = {{{offsets}}};",
+            f"    {callee.name}(th, s, {layer}, w, {hidden.pointer}{extra}); }}",
+        ]
+        self.places[op.results[0]] = hidden
+        self.hazards = Hazards(everything=True)
