@@ -43,6 +43,7 @@ BUILT_IN: dict[str, str] = {
     "pack-weights": "llamac.passes.pack_weights:PackWeights",
     "fuse-residual": "llamac.passes.fuse_residual:FuseResidual",
     "fuse-quantize-rows": "llamac.passes.fuse_quantize_rows:FuseQuantizeRows",
+    "fuse-add-rms-norm": "llamac.passes.fuse_add_rms_norm:FuseAddRmsNorm",
     "enter-kernel": "llamac.passes.enter_level:EnterKernel",
     "roll-layers": "llamac.passes.roll_layers:RollLayers",
     "plan-memory": "llamac.passes.plan_memory:PlanMemory",

@@ -259,9 +259,18 @@ def test_fused_quantizers_are_compositions(exact: bool) -> None:
         assert all((a == b).all() for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_add_rms_norm_is_both(exact: bool) -> None:
+    total, normal = run("add_rms_norm", [X, X[::-1].copy(), Y[0]], exact, eps=1e-3)
+    expected = _t(X) + _t(X[::-1].copy())
+    assert np.allclose(total, expected.numpy(), rtol=1e-6)
+    oracle = F.rms_norm(expected, (4,), _t(Y[0]), 1e-3).numpy()
+    assert np.allclose(normal, oracle, rtol=1e-12 if exact else 1e-5, atol=1e-14 if exact else 1e-6)
+
+
 def test_every_op_has_a_meaning_tested_somewhere() -> None:
     here = {*SIMPLE, "rope", "rope_angles", "rows_to_half_split", "attention", "rope_append", "attend", "quantize_rows"}
-    here |= {"rms_norm_quantized", "swiglu_quantized"}
+    here |= {"rms_norm_quantized", "swiglu_quantized", "add_rms_norm"}
     evaluator = {"block_quants", "block_scales", "block_mins", "group_scale", "group_min", "group_quants", "row_scale"}
     evaluator |= {"row_quants", "dequantize", "pack", "linear_dense", "linear_grouped", "embed_rows"}
     assert set(all_ops()) == here | evaluator | {"call"}

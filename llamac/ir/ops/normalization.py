@@ -30,6 +30,19 @@ def _evaluate(e: Evaluation) -> Sequence[Any]:
     return [e.rounded(e.rounded(normalized(x, e.number("eps"))) * weight)]
 
 
+def _infer_add(s: Signature) -> Sequence[Type]:
+    x, residual, weight = s.tensors()
+    if x != residual:
+        raise OpError(f"x {x} and residual {residual} must have one type")
+    return [x, *_infer(Signature([x, weight], s.attributes))]
+
+
+def _evaluate_add(e: Evaluation) -> Sequence[Any]:
+    x, residual, weight = e.inputs
+    total = e.rounded(x + residual)
+    return [total, e.rounded(e.rounded(normalized(total, e.number("eps")), 1) * weight, 1)]
+
+
 OPS: tuple[OpDefinition, ...] = (
     OpDefinition(
         "rms_norm",
@@ -39,5 +52,14 @@ OPS: tuple[OpDefinition, ...] = (
         _infer,
         _evaluate,
         "x / sqrt(mean(x^2) + eps) in f32, rounded to x's dtype, times weight (Zhang and Sennrich 2019).",
+    ),
+    OpDefinition(
+        "add_rms_norm",
+        frozenset({MODEL}),
+        ("x", "residual", "weight"),
+        {"eps": "float"},
+        _infer_add,
+        _evaluate_add,
+        "x + residual, and the rms_norm of that sum.",
     ),
 )
