@@ -63,7 +63,7 @@ STAGES = ("build", "verify", "passes", "print", "parse")
 
 def measure(config: LlamaConfig, scheme: str) -> dict[str, float | int | str]:
     """Seconds of every stage for one config, the passes with verification after each."""
-    encodings = {name: config.dtype for name in expected_shapes(config)}
+    encodings = dict.fromkeys(expected_shapes(config), config.dtype)
     tensors = small_tensors(config, encodings)
     row: dict[str, float | int | str] = {"name": config.name}
 

@@ -3,8 +3,8 @@
 Before: `%h = add %x, %r`, `%n = rms_norm %h, @w {eps}`
 After:  `%h, %n = add_rms_norm %x, %r, @w {eps}`
 
-The sum stays a result: the next residual needs it. Not part of the CPU pipeline, where the addition goes into the linear
-before it (`fuse-residual`). Must not fire when two norms read one sum, or when the addition broadcasts.
+The sum stays a result: the next residual needs it. Not part of the CPU pipeline, where the addition goes into the
+linear before it (`fuse-residual`). Must not fire when two norms read one sum, or when the addition broadcasts.
 """
 
 from __future__ import annotations
