@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from llamac.errors import LlamacError, did_you_mean
 from llamac.ir.builder import define_weight
 from llamac.ir.dtypes import DTYPES
-from llamac.ir.graph import Module
+from llamac.ir.graph import Module, Weight
 from llamac.ir.levels import MODEL
 from llamac.transform.base import LedgerEntry, Pass, PassContext, PassResult
-from llamac.transform.matrices import matrices, replace_weight, stored_as
+from llamac.transform.matrices import matrices, replace_weights, stored_as
 
 STORED = ("f32", "f16", "bf16")
 
@@ -32,7 +32,7 @@ class CastWeights(Pass):
     def run(self, module: Module, context: PassContext) -> PassResult:
         if self.dtype not in STORED:
             raise LlamacError("LLC0502", "dtype", f"must be {', '.join(STORED)}{did_you_mean(self.dtype, STORED)}")
-        count = 0
+        replacements: dict[Weight, Weight] = {}
         for weight in matrices(module, "all"):
             if stored_as(weight) == self.dtype:
                 continue
@@ -42,6 +42,6 @@ class CastWeights(Pass):
                 )
                 context.ledger.append(entry)
             name = f"{weight.name}.{self.dtype}"
-            replace_weight(module, weight, define_weight(module, name, "cast", weight, dtype=DTYPES[self.dtype]))
-            count += 1
-        return PassResult({"matrix": count})
+            replacements[weight] = define_weight(module, name, "cast", weight, dtype=DTYPES[self.dtype])
+        replace_weights(module, replacements)
+        return PassResult({"matrix": len(replacements)})

@@ -15,7 +15,7 @@ from llamac.ir.dtypes import E4M3FN
 from llamac.ir.graph import Module, Weight
 from llamac.ir.levels import MODEL
 from llamac.transform.base import LedgerEntry, Pass, PassContext, PassResult
-from llamac.transform.matrices import matrices, replace_weight, stored_as
+from llamac.transform.matrices import matrices, replace_weights, stored_as
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,13 @@ class QuantizeFp8(Pass):
     weights: str = "blocks"
 
     def run(self, module: Module, context: PassContext) -> PassResult:
-        count = 0
-        for weight in matrices(module, self.weights):
-            if not _is_fp8(weight):
-                replace_weight(module, weight, _quantized(module, weight))
-                count += 1
-        if count and self.weights == "blocks":
+        wanted = [w for w in matrices(module, self.weights) if not _is_fp8(w)]
+        replace_weights(module, {weight: _quantized(module, weight) for weight in wanted})
+        if wanted and self.weights == "blocks":
             for weight in matrices(module, "tables"):
                 reason = "FP8 releases keep the embedding and the head unquantized"
                 context.ledger.append(LedgerEntry("unquantized", weight.name, f"stays {stored_as(weight)}", reason))
-        return PassResult({"matrix": count})
+        return PassResult({"matrix": len(wanted)})
 
 
 def _is_fp8(weight: Weight) -> bool:

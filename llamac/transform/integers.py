@@ -8,7 +8,7 @@ from llamac.ir.dtypes import DType
 from llamac.ir.graph import Module, Weight
 
 from .base import LedgerEntry, PassContext
-from .matrices import matrices, replace_weight, stored_as
+from .matrices import matrices, replace_weights, stored_as
 
 GROUPS = (32, 64, 128)
 
@@ -19,7 +19,7 @@ def quantize_matrices(
     """Replace each matrix of `role` by `dequantize` of group-wise integers; returns how many were replaced."""
     if group not in GROUPS:
         raise LlamacError("LLC0502", "group", f"must be one of {', '.join(map(str, GROUPS))}, not {group}")
-    count = 0
+    replacements: dict[Weight, Weight] = {}
     for weight in matrices(module, role):
         producer = weight.producer
         if producer is not None and producer.opcode == "dequantize":
@@ -33,9 +33,9 @@ def quantize_matrices(
                     "the checkpoint is already quantized; --quantize keep would use its own blocks",
                 )
             )
-        replace_weight(module, weight, _quantized(module, weight, dtype, group, asymmetric))
-        count += 1
-    return count
+        replacements[weight] = _quantized(module, weight, dtype, group, asymmetric)
+    replace_weights(module, replacements)
+    return len(replacements)
 
 
 def _quantized(module: Module, weight: Weight, dtype: DType, group: int, asymmetric: bool) -> Weight:

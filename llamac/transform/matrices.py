@@ -1,11 +1,11 @@
-"""The weight matrices of a model-level module, by role, and replacing one in every place that uses it."""
+"""The weight matrices of a model-level module, by role, and replacing them in every place that uses them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from llamac.errors import LlamacError, did_you_mean
-from llamac.ir.graph import Module, Value, Weight
+from llamac.ir.graph import Module, Op, Value, Weight
 
 from .rewriter import Rewriter
 
@@ -24,24 +24,33 @@ def matrices(module: Module, role: str) -> Iterator[Weight]:
             yield weight
 
 
-def replace_weight(module: Module, old: Weight, new: Weight) -> None:
-    """Every linear and embedding that used `old` uses `new`; an embedding's result is cast to the dtype it had."""
+def replace_weights(module: Module, replacements: Mapping[Weight, Weight]) -> None:
+    """Every linear and embedding uses the replacement of its weight, in one walk over the ops.
+
+    An embedding's result is cast to the dtype it had.
+    """
+    if not replacements:
+        return
     for graph in module.graphs.values():
         rewriter = Rewriter(module, graph)
         for op in list(graph.ops):
-            if op.opcode in USERS and old in op.operands:
-                rewriter.at(op)
-                operands = [new if v is old else v for v in op.operands]
-                result = rewriter.op(op.opcode, *operands, **op.attributes)
-                if result.type != op.result.type:
-                    # What casts the lookup anyway casts the new one: the old table's dtype would only round it.
-                    for user in [u for u in op.result.users if u.opcode == "cast"]:
-                        dtype = user.result.tensor.dtype
-                        same = dtype is result.tensor.dtype
-                        rewriter.replace(user.result, result if same else rewriter.op("cast", result, dtype=dtype))
-                    result = rewriter.op("cast", result, dtype=op.result.tensor.dtype)
-                rewriter.replace(op.result, result)
+            if op.opcode in USERS and any(v in replacements for v in op.operands):
+                _use(rewriter, op, replacements)
         rewriter.finish()
+
+
+def _use(rewriter: Rewriter, op: Op, replacements: Mapping[Weight, Weight]) -> None:
+    rewriter.at(op)
+    operands = [replacements.get(v, v) if isinstance(v, Weight) else v for v in op.operands]
+    result = rewriter.op(op.opcode, *operands, **op.attributes)
+    if result.type != op.result.type:
+        # What casts the lookup anyway casts the new one: the old table's dtype would only round it.
+        for user in [u for u in op.result.users if u.opcode == "cast"]:
+            dtype = user.result.tensor.dtype
+            same = dtype is result.tensor.dtype
+            rewriter.replace(user.result, result if same else rewriter.op("cast", result, dtype=dtype))
+        result = rewriter.op("cast", result, dtype=op.result.tensor.dtype)
+    rewriter.replace(op.result, result)
 
 
 def stored_as(weight: Value) -> str:
