@@ -167,10 +167,11 @@ def _check_tokenizer(checkpoint: Checkpoint, wanted: bool, ledger: list[LedgerEn
     if checkpoint.tokenizer is not None:
         return
     if wanted and checkpoint.format != "random":
+        notes = [e.reason for e in ledger if (e.kind, e.where) == ("note", "tokenizer")]
         raise LlamacError(
             "LLC0106",
             checkpoint.name,
-            "the source has no tokenizer that can be used",
+            f"the source has no tokenizer that can be used{f' ({notes[0]})' if notes else ''}",
             "put tokenizer.json or tokenizer.model beside the weights, or pass --no-tokenizer to work with token ids",
         )
     reason = "random weights have no text" if checkpoint.format == "random" else "--no-tokenizer"

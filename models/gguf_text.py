@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llamac.errors import LlamacError
+from llamac.errors import LlamacError, did_you_mean
 
 from .checkpoint import GenerationDefaults, TokenizerSource
 from .ledger import LedgerEntry, entry
@@ -16,6 +16,23 @@ VOCABULARY_FILE = "vocabulary.json"
 KINDS = {"gpt2": "gguf-bpe", "llama": "gguf-spm"}
 CONTROL = 3
 """GGUF token type of control tokens."""
+
+KNOWN_PRE = frozenset(
+    (
+        "llama-bpe",
+        "llama3",
+        "llama-v3",
+        "falcon3",
+        "midm-2.0",
+        "llama4",
+        "smollm",
+        "starcoder",
+        "refact",
+        "gpt-2",
+        "default",
+    )
+)
+"""Pre-tokenizers that the runtime has: another is known at compile time, not when the first text comes."""
 
 PRE_ADDING_BOS = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"})
 """Pre-tokenizers for which llama.cpp adds the begin-of-sequence token when the file does not say."""
@@ -63,6 +80,11 @@ def _tokenizer(
         what = f"tokenizer.ggml.model {str(model)[:60]!r}"
         ledger.append(entry("note", "tokenizer", "none", f"{what} is not read; known: {', '.join(KINDS)}"))
         return None
+    pre = _text(keys, "pre") or "default"
+    if model == "gpt2" and pre not in KNOWN_PRE:
+        what = f"tokenizer.ggml.pre {pre[:60]!r}"
+        ledger.append(entry("note", "tokenizer", "none", f"{what} is not known{did_you_mean(pre, KNOWN_PRE)}"))
+        return None
     tokens, types = _strings(keys, "tokens", where), _types(keys, where)
     if not 0 < len(tokens) <= vocab_size:
         reason = f"{len(tokens)} tokens for a vocabulary of {vocab_size}"
@@ -72,7 +94,7 @@ def _tokenizer(
         merges = _strings(keys, "merges", where)
         if not merges:
             raise LlamacError("LLC0212", f"{where} tokenizer", "tokenizer.ggml.merges is missing", "convert again")
-        stored |= {"pre": _text(keys, "pre") or "default", "merges": merges}
+        stored |= {"pre": pre, "merges": merges}
     else:
         stored["scores"] = _scores(keys, where, len(tokens))
     for flag in ("add_eos_token", "add_space_prefix", "remove_extra_whitespaces"):

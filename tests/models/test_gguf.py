@@ -307,3 +307,20 @@ def test_version_2_reads_like_version_3(gguf_metadata: Metadata, gguf_weights: W
     data[4:8] = struct.pack("<I", 2)
     path.write_bytes(data)
     assert read_gguf_checkpoint(path).config.layers == 2
+
+
+def test_the_readers_know_the_pre_tokenizers_that_the_runtime_has() -> None:
+    from llamac.models.gguf_text import KNOWN_PRE
+    from llamac.runtime.text.pre_tokenizers import PRE_TOKENIZERS
+
+    assert set(PRE_TOKENIZERS) == KNOWN_PRE
+
+
+def test_an_unknown_pre_tokenizer_is_known_when_it_is_read(
+    gguf_metadata: Metadata, gguf_weights: Weights, write_gguf: Write
+) -> None:
+    gguf_metadata["tokenizer.ggml.pre"] = "llama-bpf"
+    checkpoint = read_gguf_checkpoint(write_gguf(gguf_metadata, gguf_weights))
+    assert checkpoint.tokenizer is None
+    (note,) = [e for e in checkpoint.ledger if (e["kind"], e["where"]) == ("note", "tokenizer")]
+    assert "llama-bpf" in note["reason"] and "did you mean 'llama-bpe'" in note["reason"]
