@@ -141,10 +141,26 @@ def parse_dim(text: str) -> DimLike:
     tokens = re.findall(r"\d+|[A-Za-z_]\w*|[-+*()]", text)
     if "".join(tokens) != re.sub(r"\s", "", text) or not tokens:
         raise LlamacError("LLC0401", "dimension", f"'{text}' is not a dimension expression")
+    _check_size(tokens)
     value, rest = _parse_sum(tokens)
     if rest:
         raise LlamacError("LLC0401", "dimension", f"unexpected '{rest[0]}' in '{text}'")
     return value
+
+
+_MOST_TOKENS, _MOST_DIGITS, _DEEPEST = 256, 18, 16
+"""Far beyond any dimension that is meant; text from elsewhere must not exhaust the stack or the memory."""
+
+
+def _check_size(tokens: list[str]) -> None:
+    depth = deepest = 0
+    for token in tokens:
+        depth += {"(": 1, ")": -1}.get(token, 0)
+        deepest = max(deepest, depth)
+        if token.isdigit() and len(token) > _MOST_DIGITS:
+            raise LlamacError("LLC0401", "dimension", f"a number of {len(token)} digits is too large")
+    if len(tokens) > _MOST_TOKENS or deepest > _DEEPEST:
+        raise LlamacError("LLC0401", "dimension", f"an expression of {len(tokens)} parts, {deepest} deep, is too large")
 
 
 def _parse_sum(tokens: list[str]) -> tuple[DimLike, list[str]]:

@@ -293,6 +293,8 @@ class _Parser:
             items: list[AttributeItem] = []
             while not self.take("]"):
                 start = self.tokens[self.index].offset
+                if self.peek("["):
+                    self._fail_at(start, "a list holds numbers, strings or dimensions")
                 item = self.attribute()
                 if isinstance(item, tuple | DType | bool):
                     self._fail_at(start, "a list holds numbers, strings or dimensions")

@@ -117,3 +117,17 @@ def test_malformed_text(text: str) -> None:
 def test_symbols_that_could_not_be_read_back_are_refused(name: str) -> None:
     with pytest.raises(LlamacError, match="cannot name a dimension"):
         symbol(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("(" * 17 + "T" + ")" * 17, "35 parts, 17 deep, is too large"),
+        ("+".join(["T"] * 200), "399 parts, 0 deep, is too large"),
+        ("9" * 19, "a number of 19 digits is too large"),
+    ],
+)
+def test_hostile_sizes_are_refused(text: str, reason: str) -> None:
+    with pytest.raises(LlamacError) as caught:
+        parse_dim(text)
+    assert caught.value.code == "LLC0401" and reason in caught.value.reason

@@ -244,3 +244,9 @@ def test_types_alone_have_errors_too(text: str) -> None:
 def test_comments_and_layout_do_not_matter() -> None:
     text = "// a module\n" + FULL.replace("{\n", "{ // here\n\n").replace(", ", " ,  ")
     assert print_module(parse_module(text)) == FULL
+
+
+def test_hostile_nesting_is_a_located_error() -> None:
+    with pytest.raises(LlamacError) as caught:
+        parse_attribute("[" * 5000)
+    assert caught.value.code == "LLC0404" and "a list holds numbers" in caught.value.reason
