@@ -1,1 +1,1 @@
-"""llamac."""
+"""Front doors: checkpoints, presets and torch modules become captured graphs."""

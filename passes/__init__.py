@@ -1,1 +1,1 @@
-"""llamac."""
+"""The passes, one a file; `pipelines.py` is the table of contents."""

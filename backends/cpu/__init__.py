@@ -1,1 +1,1 @@
-"""llamac."""
+"""The CPU backend: readable C, compiled by the clang of the `ziglang` wheel."""

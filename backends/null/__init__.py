@@ -1,1 +1,1 @@
-"""llamac."""
+"""The null backend: counts the work and generates nothing."""

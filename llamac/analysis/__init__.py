@@ -1,1 +1,1 @@
-"""llamac."""
+"""Analyses of graphs: costs, places of weights, places of intermediate values."""

@@ -1,1 +1,1 @@
-"""llamac."""
+"""The command line, one file a verb."""

@@ -1,1 +1,1 @@
-"""llamac."""
+"""The intermediate representation: types, graphs, text, verifier, interpreter."""

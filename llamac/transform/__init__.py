@@ -1,1 +1,1 @@
-"""llamac."""
+"""The pass API: passes, patterns, rewriting, pipelines, validation."""

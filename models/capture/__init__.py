@@ -1,1 +1,1 @@
-"""llamac."""
+"""Capture of torch modules and exported programs."""

@@ -1,1 +1,1 @@
-"""llamac."""
+"""The dense Llama architecture: config, weight names, textbook graph."""

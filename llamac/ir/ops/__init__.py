@@ -1,1 +1,1 @@
-"""llamac."""
+"""The ops, one family a file: signature, type rule and numpy meaning."""
