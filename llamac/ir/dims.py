@@ -10,6 +10,9 @@ from llamac.errors import LlamacError
 
 from .dtypes import DTYPES
 
+_MOST_TERMS = 4096
+"""Terms of a product: a real dimension has two or three."""
+
 Monomial = tuple[str, ...]
 """Symbol names in sorted order, repeated for powers; () is the constant term."""
 
@@ -31,6 +34,8 @@ class Dim:
     __radd__ = __add__
 
     def __mul__(self, other: DimLike) -> DimLike:
+        if len(self.terms) * len(_terms(other)) > _MOST_TERMS:
+            raise LlamacError("LLC0401", "dimension", f"a product of {len(self.terms)} terms is too large")
         terms: dict[Monomial, int] = {}
         for left, a in self.terms:
             for right, b in _terms(other):

@@ -13,7 +13,7 @@ from .dtypes import DTYPES, DType
 from .graph import Attribute, AttributeItem, DataSource, FileSource, Graph, Module, Op, Value, Weight, WeightSource
 from .levels import LEVELS
 from .registry import infer_types
-from .types import CacheType, TensorType, Type
+from .types import LARGEST_RANK, CacheType, TensorType, Type
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+|//[^\n]*)|(?P<string>"(?:\\.|[^"\\\n])*")
@@ -21,6 +21,10 @@ _TOKEN = re.compile(
       |(?P<value>[%@][\w.\-]+)|(?P<word>[A-Za-z_][\w.]*)|(?P<integer>-?\d+)|(?P<arrow>->)|(?P<mark>[{}()\[\]<>,:=*+\-])""",
     re.VERBOSE,
 )
+
+
+_MOST_DIGITS = 18
+"""Digits of an integer: more than 64 bits hold mean nothing here, and converting thousands is an error of its own."""
 
 
 class _Token(NamedTuple):
@@ -63,6 +67,8 @@ class _Parser:
             found = _TOKEN.match(self.text, offset)
             if not found:
                 self._fail_at(offset, f"unexpected character '{self.text[offset]}'")
+            if found.lastgroup == "integer" and len(found.group()) > _MOST_DIGITS:
+                self._fail_at(offset, f"a number of {len(found.group())} digits is too large")
             if found.lastgroup != "space":
                 tokens.append(_Token(str(found.lastgroup), found.group(), offset))
             offset = found.end()
@@ -352,6 +358,8 @@ class _Parser:
                 self.index -= 1
                 self.fail(f"unknown dtype '{dim}'{did_you_mean(str(dim), DTYPES)}")
             shape.append(dim)
+            if len(shape) > LARGEST_RANK:
+                self.fail(f"a tensor has at most {LARGEST_RANK} axes")
             self.expect("x")
         dtype = DTYPES[self.expect_kind("word")]
         self.expect(">")

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from .dims import Dim, DimLike, evaluate, substitute
 from .dtypes import DType
 
+LARGEST_RANK = 32
+"""Most axes of a tensor; text from elsewhere may claim thousands."""
+
 
 @dataclass(frozen=True)
 class TensorType:

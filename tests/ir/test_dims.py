@@ -131,3 +131,10 @@ def test_hostile_sizes_are_refused(text: str, reason: str) -> None:
     with pytest.raises(LlamacError) as caught:
         parse_dim(text)
     assert caught.value.code == "LLC0401" and reason in caught.value.reason
+
+
+def test_a_product_of_large_sums_is_refused() -> None:
+    wide = parse_dim(" + ".join(f"a{i}" for i in range(70)))
+    with pytest.raises(LlamacError) as caught:
+        wide * wide
+    assert caught.value.reason == "a product of 70 terms is too large"

@@ -72,6 +72,7 @@ REFUSED: list[tuple[str, list[Type], dict[str, Attribute], str]] = [
     ("rms_norm", [X, tensor(7, F32)], {"eps": 1e-5}, "does not fit weight"),
     ("rms_norm", [X, tensor(8, I8)], {"eps": 1e-5}, "does not fit weight"),
     ("rms_norm", [tensor(F32), tensor(8, F32)], {"eps": 1e-5}, "does not fit weight"),
+    ("concat", [tensor(2, T, 6, 1, F32), tensor(2, T, 6, F32)], {"axis": 3}, "cannot concatenate"),
     ("add_rms_norm", [X, tensor(T, 8, F16), tensor(8, F32)], {"eps": 1e-5}, "must have one type"),
     ("add_rms_norm", [X, X, tensor(7, F32)], {"eps": 1e-5}, "does not fit weight"),
     ("rope_angles", [tensor(T, F32), tensor(2, F32)], {}, "needs i32 positions [T] and f32 frequencies"),

@@ -250,3 +250,17 @@ def test_hostile_nesting_is_a_located_error() -> None:
     with pytest.raises(LlamacError) as caught:
         parse_attribute("[" * 5000)
     assert caught.value.code == "LLC0404" and "a list holds numbers" in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"tensor<{'2 x ' * 33}f32>", "a tensor has at most 32 axes"),
+        ("tensor<" + "9" * 5000 + " x f32>", "a number of 5000 digits is too large"),
+        ("kv_cache<layers = " + "9" * 19, "a number of 19 digits is too large"),
+    ],
+)
+def test_hostile_sizes_are_located_errors(text: str, reason: str) -> None:
+    with pytest.raises(LlamacError) as caught:
+        parse_type(text)
+    assert caught.value.code == "LLC0404" and reason in caught.value.reason

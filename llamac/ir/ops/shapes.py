@@ -11,13 +11,15 @@ from ..definition import Evaluation, OpDefinition, OpError, Signature
 from ..dims import DimLike
 from ..graph import Attribute
 from ..levels import CAPTURED, MODEL
-from ..types import TensorType, Type
+from ..types import LARGEST_RANK, TensorType, Type
 
 _UNFUSED = frozenset({CAPTURED, MODEL})
 
 
 def element_count(shape: Sequence[DimLike]) -> DimLike:
     """The product of the dimensions."""
+    if len(shape) > LARGEST_RANK:
+        raise OpError(f"a shape of {len(shape)} axes is over the limit of {LARGEST_RANK}")
     total: DimLike = 1
     for dim in shape:
         total = total * dim
@@ -73,7 +75,11 @@ def _infer_concat(s: Signature) -> Sequence[Type]:
     total: DimLike = 0
     for t in types:
         others = [d for i, d in enumerate(t.shape) if i != axis]
-        if t.dtype is not first.dtype or others != [d for i, d in enumerate(first.shape) if i != axis]:
+        if (
+            t.rank != first.rank
+            or t.dtype is not first.dtype
+            or others != [d for i, d in enumerate(first.shape) if i != axis]
+        ):
             raise OpError(f"cannot concatenate {', '.join(map(str, types))} on axis {axis}")
         total = total + t.shape[axis]
     return [first.with_shape(*first.shape[:axis], total, *first.shape[axis + 1 :])]
