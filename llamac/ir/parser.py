@@ -67,8 +67,9 @@ class _Parser:
             found = _TOKEN.match(self.text, offset)
             if not found:
                 self._fail_at(offset, f"unexpected character '{self.text[offset]}'")
-            if found.lastgroup == "integer" and len(found.group()) > _MOST_DIGITS:
-                self._fail_at(offset, f"a number of {len(found.group())} digits is too large")
+            digits = len(found.group().lstrip("-")) if found.lastgroup == "integer" else 0
+            if digits > _MOST_DIGITS:
+                self._fail_at(offset, f"a number of {digits} digits is too large")
             if found.lastgroup != "space":
                 tokens.append(_Token(str(found.lastgroup), found.group(), offset))
             offset = found.end()

@@ -32,7 +32,7 @@ floats = st.sampled_from([t for t in DTYPES.values() if t.is_float])
 positive = st.integers(1, 10**6)
 caches = st.builds(CacheType, positive, positive, positive, positive, floats)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-items = st.one_of(st.integers(), st.floats(), texts, sizes)
+items = st.one_of(st.integers(-(10**18) + 1, 10**18 - 1), st.floats(), texts, sizes)
 attributes = st.one_of(st.booleans(), items, dtypes, st.lists(items, max_size=4).map(tuple))
 
 
