@@ -153,8 +153,11 @@ def parse_dim(text: str) -> DimLike:
     return value
 
 
-_MOST_TOKENS, _MOST_DIGITS, _DEEPEST = 256, 18, 16
-"""Far beyond any dimension that is meant; text from elsewhere must not exhaust the stack or the memory."""
+_MOST_TOKENS, MOST_DIGITS, _DEEPEST = 256, 18, 16
+"""Far beyond any number or dimension that is meant (18 digits fit 64 bits).
+
+Text from elsewhere must not exhaust the stack or the memory.
+"""
 
 
 def _check_size(tokens: list[str]) -> None:
@@ -162,7 +165,7 @@ def _check_size(tokens: list[str]) -> None:
     for token in tokens:
         depth += {"(": 1, ")": -1}.get(token, 0)
         deepest = max(deepest, depth)
-        if token.isdigit() and len(token) > _MOST_DIGITS:
+        if token.isdigit() and len(token) > MOST_DIGITS:
             raise LlamacError("LLC0401", "dimension", f"a number of {len(token)} digits is too large")
     if len(tokens) > _MOST_TOKENS or deepest > _DEEPEST:
         raise LlamacError("LLC0401", "dimension", f"an expression of {len(tokens)} parts, {deepest} deep, is too large")

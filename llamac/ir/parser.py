@@ -8,7 +8,7 @@ from typing import NamedTuple, NoReturn
 from llamac.errors import LlamacError, did_you_mean
 
 from .definition import OpError, check_type
-from .dims import Dim, DimLike, parse_dim
+from .dims import MOST_DIGITS, Dim, DimLike, parse_dim
 from .dtypes import DTYPES, DType
 from .graph import Attribute, AttributeItem, DataSource, FileSource, Graph, Module, Op, Value, Weight, WeightSource
 from .levels import LEVELS
@@ -21,10 +21,6 @@ _TOKEN = re.compile(
       |(?P<value>[%@][\w.\-]+)|(?P<word>[A-Za-z_][\w.]*)|(?P<integer>-?\d+)|(?P<arrow>->)|(?P<mark>[{}()\[\]<>,:=*+\-])""",
     re.VERBOSE,
 )
-
-
-_MOST_DIGITS = 18
-"""Digits of an integer: more than 64 bits hold mean nothing here, and converting thousands is an error of its own."""
 
 
 class _Token(NamedTuple):
@@ -68,7 +64,7 @@ class _Parser:
             if not found:
                 self._fail_at(offset, f"unexpected character '{self.text[offset]}'")
             digits = len(found.group().lstrip("-")) if found.lastgroup == "integer" else 0
-            if digits > _MOST_DIGITS:
+            if digits > MOST_DIGITS:
                 self._fail_at(offset, f"a number of {digits} digits is too large")
             if found.lastgroup != "space":
                 tokens.append(_Token(str(found.lastgroup), found.group(), offset))
