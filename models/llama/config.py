@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from llamac.errors import LlamacError
 
+from .vision_config import Llama4Vision, MllamaVision
+
 DTYPES = ("bf16", "f16", "f32")
 ROPE_STYLES = ("half_split", "interleaved")
 
@@ -41,11 +43,43 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class MixtureOfExperts:
+    """The layers whose MLP is a mixture: `layers` by index, `experts` of width `intermediate_size` each.
+
+    Every token goes to its `experts_per_token` best ones, and to one shared expert of the same width.
+    """
+
+    experts: int
+    experts_per_token: int
+    intermediate_size: int
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AttentionPattern:
+    """What Llama 4 varies from layer to layer (iRoPE).
+
+    unrotated: layers without RoPE, whose attention sees the whole context. The others see only the block of `chunk`
+    positions that their own lies in (0: everything). qk_norm: rotated layers divide q and k by their RMS, after RoPE
+    and without a weight. temperature_floor, temperature_scale: unrotated layers multiply q at position p by
+    1 + scale * ln(1 + floor((p + 1) / floor)); a scale of 0 leaves it out.
+    """
+
+    unrotated: tuple[int, ...]
+    chunk: int
+    qk_norm: bool
+    temperature_floor: float
+    temperature_scale: float
+
+
+@dataclass(frozen=True)
 class LlamaConfig:
-    """A dense Llama text model. Sizes are element counts; `dtype` is the working dtype that the source declares.
+    """A model of the Llama family. Sizes are element counts; `dtype` is the working dtype that the source declares.
 
     `rope_style` says how the rows of q and k are ordered: "half_split" pairs (i, i + head_dim/2) as Hugging Face
-    stores them, "interleaved" pairs (2i, 2i+1) as GGUF and Meta files do.
+    stores them for "llama" and "mllama", "interleaved" pairs (2i, 2i+1) as GGUF, Meta's files and every "llama4" do.
+    `architecture` is "llama" (2, 3.x, Guard), "llama4" (moe, attention and vision may be set) or "mllama" (3.2
+    Vision: `vision` is set, `layers` counts the cross-attention layers too, `cross_layers` holds their indices).
     """
 
     name: str
@@ -63,14 +97,22 @@ class LlamaConfig:
     tied_head: bool
     dtype: str
     rope_style: str
+    architecture: str = "llama"
+    moe: MixtureOfExperts | None = None
+    attention: AttentionPattern | None = None
+    cross_layers: tuple[int, ...] = ()
+    vision: Llama4Vision | MllamaVision | None = None
 
     @property
     def parameters(self) -> int:
-        """Number of weights, a tied head counted once."""
-        attention = self.hidden_size * self.head_dim * 2 * (self.heads + self.kv_heads)
-        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
-        tables = self.vocab_size * self.hidden_size * (1 if self.tied_head else 2)
-        return self.layers * layer + tables + self.hidden_size
+        """Number of weights of the text model, a tied head counted once."""
+        from .weights import expected_shapes
+
+        return sum(math.prod(shape) for shape in expected_shapes(self).values())
+
+    def is_moe(self, layer: int) -> bool:
+        """Whether the MLP of a layer is a mixture of experts."""
+        return self.moe is not None and layer in self.moe.layers
 
 
 def shape_name(parameters: int) -> str:

@@ -33,27 +33,49 @@ LAYER_PREFIX = {HF: "model.layers.", GGUF: "blk."}
 
 
 def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Every model-level weight name with its shape, [out, in] for matrices, in the order the model applies them."""
-    hidden, inner = config.hidden_size, config.intermediate_size
+    """Every model-level weight name of the text model with its shape, in the order the model applies them.
+
+    Matrices are [out, in]. The experts of a layer are stacked: expert e's matrix is rows [e * out, (e + 1) * out).
+    """
+    hidden = config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {"embed": (config.vocab_size, hidden)}
+    for index in range(config.layers):
+        layer = _layer_shapes(config, index)
+        shapes.update({f"layers.{index}.{suffix}": shape for suffix, shape in layer.items()})
+    shapes["norm"] = (hidden,)
+    if not config.tied_head:
+        shapes["head"] = (config.vocab_size, hidden)
+    return shapes
+
+
+def _layer_shapes(config: LlamaConfig, index: int) -> dict[str, tuple[int, ...]]:
+    hidden = config.hidden_size
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    layer: dict[str, tuple[int, ...]] = {
+    return {
         "attn_norm": (hidden,),
         "attn.q": (queries, hidden),
         "attn.k": (keys, hidden),
         "attn.v": (keys, hidden),
         "attn.o": (hidden, queries),
         "mlp_norm": (hidden,),
-        "mlp.gate": (inner, hidden),
-        "mlp.up": (inner, hidden),
-        "mlp.down": (hidden, inner),
+        **(_moe_shapes(config) if config.is_moe(index) else _mlp_shapes("mlp", hidden, config.intermediate_size)),
     }
-    shapes: dict[str, tuple[int, ...]] = {"embed": (config.vocab_size, hidden)}
-    for index in range(config.layers):
-        shapes.update({f"layers.{index}.{suffix}": shape for suffix, shape in layer.items()})
-    shapes["norm"] = (hidden,)
-    if not config.tied_head:
-        shapes["head"] = (config.vocab_size, hidden)
-    return shapes
+
+
+def _mlp_shapes(place: str, hidden: int, inner: int) -> dict[str, tuple[int, ...]]:
+    return {f"{place}.gate": (inner, hidden), f"{place}.up": (inner, hidden), f"{place}.down": (hidden, inner)}
+
+
+def _moe_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    assert config.moe is not None
+    hidden, inner, experts = config.hidden_size, config.moe.intermediate_size, config.moe.experts
+    return {
+        "moe.router": (experts, hidden),
+        "moe.gate": (experts * inner, hidden),
+        "moe.up": (experts * inner, hidden),
+        "moe.down": (experts * hidden, inner),
+        **_mlp_shapes("moe.shared", hidden, inner),
+    }
 
 
 def model_name(stored_name: str, style: int) -> str | None:
