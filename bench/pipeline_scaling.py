@@ -26,7 +26,7 @@ from llamac.models.llama.graph import build_llama
 from llamac.models.llama.shrink import small_tensors
 from llamac.models.llama.weights import expected_shapes
 from llamac.models.presets import preset
-from llamac.passes.pipelines import cpu_pipeline, parse_quantization
+from llamac.passes.pipelines import cpu_pipeline, parse_quantization, plain_layers
 from llamac.transform.base import PassContext
 from llamac.transform.pipeline import run_pipeline
 
@@ -76,7 +76,7 @@ def measure(config: LlamaConfig, scheme: str) -> dict[str, float | int | str]:
     module: Module = timed("build", lambda: build_llama(config, tensors))
     row["captured_ops"] = len(module.step.ops)
     timed("verify", lambda: verify(module))
-    steps = cpu_pipeline(config.layers, parse_quantization(scheme), "f16", 512)
+    steps = cpu_pipeline(plain_layers(config.layers), parse_quantization(scheme), "f16", 512)
     timed("passes", lambda: run_pipeline(module, steps, PassContext()))
     text = timed("print", lambda: print_module(module))
     again = timed("parse", lambda: parse_module(text))

@@ -12,13 +12,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llamac.models.checkpoint import Checkpoint, StoredTensor
-from llamac.models.llama.config import LlamaConfig, RopeScaling
-from llamac.models.llama.graph import build_llama
+from llamac.models.graph import build_graph
+from llamac.models.llama.config import LlamaConfig
+from llamac.models.llama.config_json import config_from_json
 from llamac.models.llama.shrink import SyntheticWeights, shrink_config, shrink_tensors, small_tensors
 from llamac.passes.pipelines import Quantization, cpu_pipeline, parse_quantization
 from llamac.transform.outside import Edit, load_edits
 from llamac.transform.pipeline import Instrument, pipeline_text
 from llamac.transform.validation import EXACT_BOUND, Scenario, Validator, Verdict, make_scenario
+
+from .layer_kinds import is_uniform, layer_counts
 
 SEED = 20
 PAGE = 8
@@ -58,14 +61,6 @@ def replay(certificate: Mapping[str, Any]) -> list[Verdict]:
     return verdicts
 
 
-def config_from_json(fields: Mapping[str, Any]) -> LlamaConfig:
-    """The config that `dataclasses.asdict` made `fields` from."""
-    scaling = fields["rope_scaling"]
-    if scaling is not None:
-        scaling = RopeScaling(**{**scaling, "divisors": tuple(scaling["divisors"])})
-    return LlamaConfig(**{**fields, "rope_scaling": scaling})
-
-
 def validate(
     small: LlamaConfig,
     tensors: Mapping[str, StoredTensor],
@@ -77,16 +72,7 @@ def validate(
     instruments: Sequence[Instrument] = (),
 ) -> tuple[list[Verdict], str]:
     """The verdicts of the CPU pipeline, as `edit` leaves it, on the small model; and the pipeline's text."""
-    steps = edit(cpu_pipeline(small.layers, quantization, kv_dtype, MAX_TOKENS, is_uniform(small, tensors), PAGE))
+    steps = edit(cpu_pipeline(layer_counts(small), quantization, kv_dtype, MAX_TOKENS, is_uniform(small, tensors), PAGE))
     weights = SyntheticWeights(tensors, seed)
     validator = Validator(weights.read_rows, scenario or make_scenario(small.vocab_size, PAGE, seed))
-    return validator.run(build_llama(small, tensors), steps, instruments), pipeline_text(steps)
-
-
-def is_uniform(config: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> bool:
-    """Whether q, k and v of each layer, and gate and up, are stored alike, so that each set must fuse."""
-    for layer in range(config.layers):
-        for names in (("attn.q", "attn.k", "attn.v"), ("mlp.gate", "mlp.up")):
-            if len({tensors[f"layers.{layer}.{name}"].encoding for name in names}) != 1:
-                return False
-    return True
+    return validator.run(build_graph(small, tensors), steps, instruments), pipeline_text(steps)

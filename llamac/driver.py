@@ -21,13 +21,14 @@ from llamac.errors import LlamacError
 from llamac.host import cpu_features, machine_architecture
 from llamac.ir.evaluator import WeightEvaluator
 from llamac.ir.graph import Module
+from llamac.ir.kv_groups import kv_groups
 from llamac.ir.layouts import LAYOUT
 from llamac.ir.printer import print_module
 from llamac.materialize import write_weights
 from llamac.models.capture.captured import CapturedModel
 from llamac.models.capture.entry import capture as capture
 from llamac.models.checkpoint import Checkpoint
-from llamac.models.llama.graph import build_llama
+from llamac.models.graph import build_graph
 from llamac.models.sources import open_source
 from llamac.passes.pipelines import Quantization, cpu_pipeline, parse_quantization
 from llamac.target import Target, best_target, find_target
@@ -35,8 +36,9 @@ from llamac.transform.base import LedgerEntry, PassContext
 from llamac.transform.outside import Edit, load_edits
 from llamac.transform.pipeline import PassRecord, run_pipeline
 
-from .certificate import certify, is_uniform
+from .certificate import certify
 from .golden import read_golden
+from .layer_kinds import is_uniform, layer_counts
 from .reproduction import default_kv_dtype, recipe_of, repro_folder, reproduced
 
 Progress = Callable[[str, int, int], None]
@@ -201,9 +203,9 @@ def compile_graph(
     if not 0 < max_step_tokens <= 65536:
         raise LlamacError("LLC0107", "--max-step-tokens", f"{max_step_tokens} is outside 1..65536", "512 is usual")
     kv_dtype = kv or default_kv_dtype(quantization)
-    module = module or build_llama(config, checkpoint.tensors)
+    module = module or build_graph(config, checkpoint.tensors)
     context = PassContext(checkpoint.read_rows, ledger)
-    steps = cpu_pipeline(config.layers, quantization, kv_dtype, max_step_tokens, is_uniform(config, checkpoint.tensors))
+    steps = cpu_pipeline(layer_counts(config), quantization, kv_dtype, max_step_tokens, is_uniform(config, checkpoint.tensors))
     records = run_pipeline(module, edit(steps), context)
     placed = plan_weights(module)
     arena = arena_bytes(module, max_step_tokens)
@@ -318,7 +320,7 @@ def _manifest(
         "producer": f"llamac {_version()} (zig {ZIG_VERSION})",
         "model": {
             "name": checkpoint.name,
-            "architecture": "llama",
+            "architecture": config.architecture,
             "source_format": checkpoint.format,
             "license": checkpoint.license,
             "parameters": config.parameters,
@@ -384,11 +386,11 @@ def _weights_entry(compiled: CompiledGraph) -> dict[str, Any]:
 
 
 def _memory_entry(compiled: CompiledGraph) -> dict[str, Any]:
-    cache, limits = compiled.module.step.argument("cache").cache, compiled.limits
+    caches, limits = [g.type for g in kv_groups(compiled.module.step)], compiled.limits
     return {
         "arena_bytes": limits.arena_bytes,
-        "kv_page_tokens": cache.page,
-        "kv_page_bytes": cache.page_bytes,
+        "kv_page_tokens": caches[0].page,
+        "caches": [{"chunk": c.chunk, "layers": c.layers, "page_bytes": c.page_bytes} for c in caches],
         "kv_dtype": compiled.kv_dtype,
         "max_step_tokens": limits.max_tokens,
         "weight_bytes": limits.weight_bytes,

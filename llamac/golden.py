@@ -54,7 +54,8 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(checkpoint.tensors.items()):
         found.update(f"{name} {tensor.shape} {tensor.encoding}\n".encode())
-        found.update(checkpoint.read_rows(name, 0, 1).data)
+        for part in tensor.parts or (tensor,):
+            found.update(checkpoint.read_rows(part.name, 0, 1).data)
     return found.hexdigest()
 
 

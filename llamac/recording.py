@@ -23,7 +23,7 @@ from llamac.errors import LlamacError
 from llamac.ir.dims import evaluate
 from llamac.ir.graph import Graph, Module, Op, Value, Weight
 from llamac.ir.interpreter import Interpreter
-from llamac.ir.ops.cache_ops import CacheState
+from llamac.ir.kv_groups import single_sequence
 from llamac.ir.parser import parse_module
 from llamac.ir.printer import print_graph
 from llamac.ir.types import TensorType
@@ -231,19 +231,7 @@ def interpret(
     interpreter = Interpreter(module, observe=collector.observe, **readers)
     for given, values in (overrides or {}).items():
         interpreter.override(given, values)
-    cache = module.step.argument("cache").cache
-    pages = -(-len(ids) // cache.page)
-    logits, _ = interpreter.run(
-        {
-            "token_ids": np.array(ids, np.int32),
-            "positions": np.arange(len(ids), dtype=np.int32),
-            "sequence_of_token": np.zeros(len(ids), np.int32),
-            "page_tables": np.arange(pages, dtype=np.int32)[None],
-            "logit_rows": np.arange(len(ids), dtype=np.int32),
-            "cache": CacheState.empty(cache, pages, False),
-        }
-    )
-    logits = np.asarray(logits, np.float32)
+    logits = np.asarray(interpreter.run(single_sequence(module.step, ids))[0], np.float32)
     notes = [] if forced else ["its graphs are not those of A: differences add up from op to op"]
     quantized = is_quantized(module)
     return Recording(name, collector.activations(), logits, collector.found, weight, code, quantized, notes, forced)
@@ -284,4 +272,4 @@ def weight_reader(weights: StoredWeights) -> Callable[[str], Bytes | None]:
 
 def is_quantized(module: Module) -> bool:
     """Whether activations are rounded to int8."""
-    return any(op.opcode == "linear_grouped" for _, op in module.ops())
+    return any(op.opcode.endswith("linear_grouped") for _, op in module.ops())

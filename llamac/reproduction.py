@@ -20,7 +20,8 @@ from llamac.errors import LlamacError
 from llamac.ir.gguf_blocks import BLOCKS
 from llamac.models.checkpoint import Checkpoint
 from llamac.models.llama.config import LlamaConfig
-from llamac.models.llama.graph import build_llama
+from llamac.models.graph import build_graph
+from llamac.models.llama.config_json import config_from_json
 from llamac.models.llama.shrink import SyntheticWeights, shrink_config, small_tensors
 from llamac.models.llama.weights import expected_shapes
 from llamac.passes.pipelines import Quantization, cpu_pipeline, parse_quantization
@@ -39,7 +40,8 @@ from llamac.transform.reduction import (
 )
 from llamac.transform.validation import Scenario, Validator, make_scenario
 
-from .certificate import MAX_TOKENS, PAGE, SEED, config_from_json, is_uniform
+from .certificate import MAX_TOKENS, PAGE, SEED
+from .layer_kinds import is_uniform, layer_counts
 
 SCREEN = 60
 """Lines of IR that a reader takes in at once."""
@@ -64,13 +66,13 @@ class Recipe:
             return parse_pipeline(self.passes, load_classes(self.passes_from))
         tensors = small_tensors(self.config, self.encodings)
         uniform = is_uniform(self.config, tensors)
-        built_in = cpu_pipeline(self.config.layers, self.quantization, self.kv_dtype, MAX_TOKENS, uniform, PAGE)
+        built_in = cpu_pipeline(layer_counts(self.config), self.quantization, self.kv_dtype, MAX_TOKENS, uniform, PAGE)
         return load_edits(self.passes_from)(built_in)
 
     def run_passes(self, tracker: Tracker) -> None:
         """Only the passes: finds crashes, at any size."""
         tensors = small_tensors(self.config, self.encodings)
-        run_pipeline(build_llama(self.config, tensors), self.steps(), PassContext(), instruments=[tracker])
+        run_pipeline(build_graph(self.config, tensors), self.steps(), PassContext(), instruments=[tracker])
 
     def run_validated(self, tracker: Tracker) -> None:
         """The passes, each compared with the module before it; for small models."""
@@ -79,7 +81,7 @@ class Recipe:
         scenario = make_scenario(self.config.vocab_size, PAGE, self.seed)
         if self.sequences:
             scenario = Scenario(self.sequences, self.seed)
-        Validator(weights.read_rows, scenario).run(build_llama(self.config, tensors), self.steps(), [tracker])
+        Validator(weights.read_rows, scenario).run(build_graph(self.config, tensors), self.steps(), [tracker])
 
     def to_json(self) -> dict[str, Any]:
         """What `recipe_from_json` reads."""

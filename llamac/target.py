@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llamac.errors import LlamacError, did_you_mean
@@ -56,10 +57,77 @@ TARGETS: dict[str, Target] = {
 """Target name -> row, CPU rows from the least to the most demanding."""
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """What a GPU can hold and do at most, from its maker's data sheet; dense rates, without structured sparsity.
+
+    memory_bytes: what the driver shows. bandwidth: bytes a second. peaks: multiply-adds counted as two operations a
+    second, by the type multiplied; sums are at least f32 or i32. shared_memory: bytes that one block can have.
+    link_bandwidth: bytes a second that one GPU can send to the others of its machine, one way. `architecture` is the
+    compiler's name of the instruction set.
+    """
+
+    name: str
+    kind: str
+    architecture: str
+    memory_bytes: int
+    bandwidth: float
+    peaks: Mapping[str, float]
+    shared_memory: int
+    units: int
+    link_bandwidth: float
+    summary: str
+
+
+_GPU_ROWS = (
+    # name      kind    code        MiB  GB/s   Tera-operations: f32, bf16, int8, fp8   KiB units GB/s  what it is
+    ("a100",    "cuda", "sm_80",    81920, 2039,  19.5,  311.9,  623.7,      0,  163, 108, 300, "A100 SXM 80 GB"),
+    ("h100",    "cuda", "sm_90a",   81559, 3352,  66.9,  989.4, 1978.9, 1978.9,  227, 132, 450, "H100 SXM 80 GB"),
+    ("h200",    "cuda", "sm_90a",  143771, 4800,  66.9,  989.4, 1978.9, 1978.9,  227, 132, 450, "H200 SXM 141 GB"),
+    ("b200",    "cuda", "sm_100a", 183359, 7700,  75.0, 2250.0, 4500.0, 4500.0,  227, 148, 900, "B200 SXM 180 GB"),
+    ("l40s",    "cuda", "sm_89",    46068,  864,  91.6,  362.1,  733.0,  733.0,   99, 142,  32, "L40S 48 GB"),
+    ("rtx4090", "cuda", "sm_89",    24564, 1008,  82.6,  165.2,  660.6,  330.3,   99, 128,  32, "GeForce RTX 4090"),
+    ("mi250",   "hip",  "gfx90a",   65536, 1638,  45.3,  181.0,  181.0,      0,   64, 104, 200, "one die of an MI250"),
+    ("mi300x",  "hip",  "gfx942",  196608, 5300, 163.4, 1307.4, 2614.9, 2614.9,   64, 304, 448, "MI300X 192 GB"),
+    ("mi355x",  "hip",  "gfx950",  294912, 8000, 157.3, 2516.6, 5033.2, 5033.2,  160, 256, 538, "MI355X 288 GB"),
+    ("rdna3",   "hip",  "gfx1100",  24576,  960,  61.4,  122.8,  122.8,      0,   64,  96,  32, "Radeon RX 7900 XTX"),
+)  # fmt: skip
+
+
+def _gpu(
+    name: str,
+    kind: str,
+    architecture: str,
+    mebibytes: int,
+    bandwidth: float,
+    f32: float,
+    bf16: float,
+    int8: float,
+    fp8: float,
+    kibibytes: int,
+    units: int,
+    link: float,
+    summary: str,
+) -> Gpu:
+    """A row of the table in its units; f16 is as fast as bf16 everywhere, and fp8 is left out where it is absent."""
+    rates = {"f32": f32, "f16": bf16, "bf16": bf16, "int8": int8, "fp8": fp8}
+    peaks = {dtype: rate * 1e12 for dtype, rate in rates.items() if rate}
+    memory, shared = mebibytes << 20, kibibytes << 10
+    return Gpu(name, kind, architecture, memory, bandwidth * 1e9, peaks, shared, units, link * 1e9, summary)
+
+
+GPUS: dict[str, Gpu] = {row[0]: _gpu(*row) for row in _GPU_ROWS}
+"""GPU name -> row: `llamac plan` counts with them; no code is generated for them yet."""
+
+
 def find_target(name: str, host: Target | None = None) -> Target:
     """The row called `name`; `cpu` means `host` (LLC0603 with the near match when there is none)."""
     if name == "cpu" and host is not None:
         return host
+    if name in GPUS:
+        reason = f"no code is generated for GPUs yet ({GPUS[name].summary}, {GPUS[name].architecture})"
+        hint = f"llamac plan counts what a model needs there; compile for {', '.join(['cpu', *TARGETS])}"
+        raise LlamacError("LLC0606", name, reason, hint)
     if name not in TARGETS:
         names = ["cpu", *TARGETS]
         raise LlamacError(

@@ -138,10 +138,11 @@ def _step(artifact: Artifact, library: Any, ids: Sequence[int]) -> Floats:
     plan = read_run_plan(artifact.manifest)
     weights = artifact.map(artifact.manifest["weights"][0]["member"])
     pages = -(-len(ids) // plan.memory.kv_page_tokens)
-    device = CpuDevice(library, plan.memory, plan.vocab_size, weights, pages, 1)
+    caches = len(plan.memory.caches)
+    device = CpuDevice(library, plan.memory, plan.vocab_size, weights, [pages] * caches, 1)
     logits = np.zeros((len(ids), plan.vocab_size), np.float32)
     order = np.arange(len(ids), dtype=np.int32)
-    tables = np.arange(pages, dtype=np.int32)[None]
+    tables = np.tile(np.arange(pages, dtype=np.int32), (caches, 1, 1))
     try:
         device.step(np.array(ids, np.int32), order, np.zeros(len(ids), np.int32), tables, order, logits)
     finally:

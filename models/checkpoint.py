@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -14,12 +14,16 @@ from llamac.errors import LlamacError
 
 from .ledger import LedgerEntry
 from .llama.config import LlamaConfig
+from .pieces import Piece, check_pieces, read_fully, read_pieces
 
 BLOCKS: dict[str, tuple[int, int]] = {
     "f32": (1, 4),
     "f16": (1, 2),
     "bf16": (1, 2),
     "e4m3fn": (1, 1),
+    "i8": (1, 1),
+    "u8": (1, 1),
+    "i32": (1, 4),
     "q4_0": (32, 18),
     "q4_1": (32, 20),
     "q5_0": (32, 22),
@@ -34,7 +38,12 @@ BLOCKS: dict[str, tuple[int, int]] = {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One weight where it lies: `nbytes` bytes at `offset` of `file`, row-major, in `encoding` (a key of `BLOCKS`)."""
+    """One weight where it lies: `nbytes` bytes at `offset` of `file`, row-major, in `encoding` (a key of `BLOCKS`).
+
+    Where `pieces` is not empty they say where its elements lie, and file and offset are those of the first piece.
+    A quantized weight may lie in several tensors: then it has `parts`, each read by its own name, and `encoding` is the
+    text of a `PackedEncoding`; `shape` is that of the matrix they stand for.
+    """
 
     name: str
     stored_name: str
@@ -43,6 +52,8 @@ class StoredTensor:
     file: Path
     offset: int
     nbytes: int
+    pieces: tuple[Piece, ...] = ()
+    parts: tuple[StoredTensor, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -92,15 +103,11 @@ class FileRows:
     """
 
     def read(self, tensor: StoredTensor, lo: int, hi: int) -> NDArray[np.uint8]:
+        if tensor.pieces:
+            return read_pieces(tensor, tensor.shape[-1], BLOCKS[tensor.encoding][1], lo, hi)
         rows = np.empty((hi - lo) * tensor.row_bytes, dtype=np.uint8)
         with tensor.file.open("rb", buffering=0) as file:
-            file.seek(tensor.offset + lo * tensor.row_bytes)
-            view, done = rows.data, 0
-            while done < len(view):
-                got = file.readinto(view[done:])
-                if not got:
-                    raise LlamacError("LLC0203", tensor.name, f"{tensor.file.name} ended early", "download it again")
-                done += got
+            read_fully(file, rows.data, tensor.offset + lo * tensor.row_bytes, tensor.name, tensor.file.name)
         return rows
 
 
@@ -123,11 +130,32 @@ class Checkpoint:
     row_source: RowSource = field(default_factory=FileRows)
 
     def read_rows(self, name: str, lo: int, hi: int) -> NDArray[np.uint8]:
-        """Bytes of rows [lo, hi) of weight `name`, shape [hi - lo, row_bytes]; a vector is row 0 of one."""
-        tensor = self.tensors[name]
+        """Bytes of rows [lo, hi) of weight or part `name`, shape [hi - lo, row_bytes]; a vector is row 0 of one."""
+        tensor = self.tensors.get(name) or self._part(name)
         if not 0 <= lo <= hi <= tensor.rows:
             raise LlamacError("LLC0217", name, f"rows {lo}..{hi} of a weight with {tensor.rows} rows", "")
         return self.row_source.read(tensor, lo, hi).reshape(hi - lo, tensor.row_bytes)
+
+    def _part(self, name: str) -> StoredTensor:
+        """The part of a packed weight that is called `name`, which is the weight's own name and one word more."""
+        weight = self.tensors[name.rpartition(".")[0]]
+        return next(part for part in weight.parts if part.name == name)
+
+
+def assembled(
+    name: str, stored_name: str, shape: tuple[int, ...], encoding: str, pieces: Iterable[Piece]
+) -> StoredTensor:
+    """A weight made of pieces (a vector is one row); LLC0208 when they do not tile it, LLC0209 for block encodings."""
+    if BLOCKS[encoding][0] != 1:
+        raise LlamacError("LLC0209", name, f"{encoding} blocks in pieces are not read", "convert the checkpoint again")
+    rows = shape[0] if len(shape) == 2 else 1
+    item, found = BLOCKS[encoding][1], tuple(sorted(pieces, key=lambda piece: (piece.row, piece.column)))
+    check_pieces(name, found, rows, shape[-1], item)
+    nbytes = rows * shape[-1] * item
+    first = found[0]
+    if len(found) == 1 and (first.row_stride, first.column_stride) == (shape[-1] * item, item):
+        return StoredTensor(name, stored_name, shape, encoding, first.file, first.offset, nbytes)
+    return StoredTensor(name, stored_name, shape, encoding, first.file, first.offset, nbytes, found)
 
 
 def bytes_of(encoding: str, shape: tuple[int, ...]) -> int | None:

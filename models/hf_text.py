@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .chat_formats import choose_chat_format
 from .checkpoint import GenerationDefaults, TokenizerSource
 from .input_files import parse_json_object, read_bytes, read_json_object, read_text
 from .ledger import LedgerEntry, entry
-from .llama.tiktoken_format import is_rank_file, special_tokens
+from .llama.rank_table import RANK_TABLE_FILE, rank_table
+from .llama.sentencepiece_format import VOCABULARY_FILE, SentencePieceModel, read_sentencepiece
+from .llama.tiktoken_format import is_rank_file, read_ranks, special_tokens
 from .stop_tokens import StopIds
 
 SpecialIds = Mapping[str, int]
@@ -41,21 +44,47 @@ def read_text_files(directory: Path, config: Mapping[str, object], vocab_size: i
     tokenizer, ids, processor = _tokenizer(directory, settings, ledger)
     bos = _token_text(settings, special_map, "bos_token") or (BEGIN if BEGIN in ids else "")
     eos = _token_text(settings, special_map, "eos_token")
-    declared = [ids.get(bos), generation.get("bos_token_id"), config.get("bos_token_id")]
+    own = {} if tokenizer is None else tokenizer.info
+    declared = [ids.get(bos), generation.get("bos_token_id"), config.get("bos_token_id"), own.get("bos_id")]
     bos_id = _first_id(declared, vocab_size)
-    stops = StopIds(vocab_size)
-    stops.add(generation.get("eos_token_id"), "generation_config.json eos_token_id")
-    stops.add(config.get("eos_token_id"), "config.json eos_token_id")
-    stops.add(ids.get(eos), "tokenizer_config.json eos_token")
+    stops = _stops(generation, config, ids.get(eos), own.get("eos_id"), vocab_size)
     stops.add_turn_ends(ids)
+    template = _chat_template(directory, settings, ledger)
     add_bos = False
     if tokenizer is not None:
         add_bos = bos_id is not None and _adds_bos(processor, settings, bos, ledger)
-        eos_id = _first_id([ids.get(eos), config.get("eos_token_id")], vocab_size)
+        eos_id = _first_id([ids.get(eos), config.get("eos_token_id"), own.get("eos_id")], vocab_size)
         tokenizer.info.update({"bos_id": bos_id, "eos_id": eos_id, "add_bos": add_bos})
+        if template is None and not settings:
+            _add_chat_format(tokenizer, config, ids, ledger)
     sampling = _sampling(generation, ledger)
     defaults = GenerationDefaults(bos_id, add_bos, stops.ids(), stops.sources(), sampling)
-    return TextFiles(tokenizer, _chat_template(directory, settings, ledger), defaults, [*ledger, *stops.ledger])
+    return TextFiles(tokenizer, template, defaults, [*ledger, *stops.ledger])
+
+
+def _stops(
+    generation: Mapping[str, object], config: Mapping[str, object], declared: object, own: object, vocab_size: int
+) -> StopIds:
+    """Every id that some file calls the end; an image model keeps its text model's in `text_config`."""
+    stops = StopIds(vocab_size)
+    stops.add(generation.get("eos_token_id"), "generation_config.json eos_token_id")
+    stops.add(config.get("eos_token_id"), "config.json eos_token_id")
+    text = config.get("text_config")
+    stops.add(text.get("eos_token_id") if isinstance(text, dict) else None, "config.json text_config eos_token_id")
+    stops.add(declared, "tokenizer_config.json eos_token")
+    stops.add(own, "tokenizer.model eos_id")
+    return stops
+
+
+def _add_chat_format(
+    tokenizer: TokenizerSource, config: Mapping[str, object], ids: SpecialIds, ledger: list[LedgerEntry]
+) -> None:
+    """Only for a folder in Meta's layout: where tokenizer_config.json is there, no template means no conversation."""
+    name = choose_chat_format(config, tokenizer.kind, ids)
+    if name is not None:
+        tokenizer.info["chat_format"] = name
+        reason = "Meta's folders carry no chat template; the format follows from vocabulary and rope scaling"
+        ledger.append(entry("default", "chat format", name, reason))
 
 
 def _optional_json(path: Path) -> dict[str, object]:
@@ -77,12 +106,25 @@ def _tokenizer(
         return None, {}, None
     data = read_bytes(path)
     if not is_rank_file(data):
-        reason = "tokenizer.model is a SentencePiece file; save the tokenizer with transformers to get tokenizer.json"
-        ledger.append(entry("note", "tokenizer", "none", reason))
+        return _sentencepiece(read_sentencepiece(data, "tokenizer.model"), ledger)
+    ranks = read_ranks(data, "tokenizer.model")
+    tokens = special_tokens(len(ranks), _special_from_decoder(settings))
+    files = {"tokenizer.model": data, RANK_TABLE_FILE: rank_table(ranks)}
+    return TokenizerSource("tiktoken", files, {"special_tokens": tokens}), tokens, None
+
+
+def _sentencepiece(
+    model: SentencePieceModel, ledger: list[LedgerEntry]
+) -> tuple[TokenizerSource | None, SpecialIds, PostProcessor]:
+    """Llama 2's vocabulary, in the stored form that GGUF files have, too."""
+    problem = model.unsupported()
+    if problem:
+        reason = f"{problem}; save the tokenizer with transformers to get tokenizer.json"
+        ledger.append(entry("note", "tokenizer", "none", f"tokenizer.model: {reason}"))
         return None, {}, None
-    tokens = _special_from_decoder(settings) or special_tokens(data)
-    source = TokenizerSource("tiktoken", {"tokenizer.model": data}, {"special_tokens": tokens})
-    return source, tokens, None
+    ids = {"bos_id": model.bos_id, "eos_id": model.eos_id}
+    source = TokenizerSource("gguf-spm", {VOCABULARY_FILE: model.vocabulary()}, dict(ids))
+    return source, model.control_tokens(), None
 
 
 def _special_from_json(tokenizer: Mapping[str, object]) -> dict[str, int]:

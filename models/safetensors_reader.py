@@ -8,17 +8,18 @@ from pathlib import Path
 from llamac.errors import LlamacError
 
 from .checkpoint import Checkpoint, StoredTensor, encodings
+from .hf_config import read_config, without_quantization
+from .hf_quantization import QuantizedWeights, read_quantization
 from .hf_text import read_text_files
+from .hf_weights import HfWeights, LocatedTensor, bare_name, plain_weight, vision_shapes
 from .input_files import read_json_object
 from .ledger import LedgerEntry, entry
 from .license import find_license
 from .llama.config import LlamaConfig
-from .llama.hf_config import config_from_hf
-from .llama.weights import HF, check_weights, model_name, model_place
-from .safetensors_header import HeaderTensor, read_header
+from .llama.weights import HF, check_weights, expected_shapes, model_place
+from .safetensors_header import read_header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-ENCODINGS: dict[str, str] = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F8_E4M3": "e4m3fn"}
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
 CONVERT = "convert it to safetensors: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
 
@@ -29,15 +30,15 @@ def read_hf_directory(directory: Path) -> Checkpoint:
     Raises LLC02xx for what is wrong with the files, LLC03xx for what is wrong with the config.
     """
     raw = read_hf_config(directory)
-    config, ledger = config_from_hf(raw)
-    found = _stored_weights(directory, config, ledger)
-    if raw.get("dtype", raw.get("torch_dtype")) in (None, "auto"):
+    config, ledger = read_config(without_quantization(raw))
+    found = _weights(directory, raw, config, ledger)
+    if not _names_a_dtype(raw):
         config, ledger = _config_with_stored_dtype(raw, found, ledger)
     _note_other_encodings(config, found, ledger)
     text = read_text_files(directory, raw, config.vocab_size)
     return Checkpoint(
         config=config,
-        tensors=check_weights(config, found, HF),
+        tensors=check_weights(config, found, HF, vision_shapes(config)),
         format="hf",
         tokenizer=text.tokenizer,
         chat_template=text.chat_template,
@@ -46,6 +47,20 @@ def read_hf_directory(directory: Path) -> Checkpoint:
         license=find_license(directory),
         ledger=[*ledger, *text.ledger],
     )
+
+
+def _weights(
+    directory: Path, raw: Mapping[str, object], config: LlamaConfig, ledger: list[LedgerEntry]
+) -> dict[str, StoredTensor]:
+    """Every weight that the files hold, quantized or not, by model-level name."""
+    quantization = read_quantization(raw, directory, ledger)
+    sorted_parts = HfWeights(config, ledger, quantization is not None).sort(_located_tensors(directory))
+    if quantization is None:
+        return {name: plain_weight(parts) for name, parts in sorted_parts.items()}
+    weights = QuantizedWeights(quantization, {**expected_shapes(config), **vision_shapes(config)}, ledger)
+    found = {name: weights.weight(parts) for name, parts in sorted_parts.items()}
+    weights.finish()
+    return found
 
 
 def read_hf_config(directory: Path) -> dict[str, object]:
@@ -57,13 +72,20 @@ def read_hf_config(directory: Path) -> dict[str, object]:
     return read_json_object(path)
 
 
+def _names_a_dtype(raw: Mapping[str, object]) -> bool:
+    """Whether a config, or the text model's inside it, says what the weights are computed in."""
+    text = raw.get("text_config")
+    objects = [raw, text] if isinstance(text, Mapping) else [raw]
+    return any(o.get("dtype", o.get("torch_dtype")) not in (None, "auto") for o in objects)
+
+
 def _config_with_stored_dtype(
     raw: Mapping[str, object], found: Mapping[str, StoredTensor], ledger: list[LedgerEntry]
 ) -> tuple[LlamaConfig, list[LedgerEntry]]:
     """Where the config names no dtype, the one that most weights are stored in."""
     names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
     stored = next((encoding for encoding in encodings(found) if encoding in names), "f32")
-    config, _ = config_from_hf({**raw, "dtype": names[stored]})
+    config, _ = read_config({**without_quantization(raw), "dtype": names[stored]})
     kept = [item for item in ledger if item["where"] != "config.json dtype"]
     reason = "not given: the type that most weights are stored in"
     return config, [*kept, entry("default", "config.json dtype", stored, reason)]
@@ -76,9 +98,9 @@ def _note_other_encodings(config: LlamaConfig, found: Mapping[str, StoredTensor]
             ledger.append(entry("note", "weights", what, f"the config says {config.dtype}: read as they are stored"))
 
 
-def _stored_weights(directory: Path, config: LlamaConfig, ledger: list[LedgerEntry]) -> dict[str, StoredTensor]:
-    """Model-level name -> where it lies, over all files; nothing else may be in them but what is known to be unused."""
-    found: dict[str, StoredTensor] = {}
+def _located_tensors(directory: Path) -> list[LocatedTensor]:
+    """Every tensor of every file; none may be there twice, and the index has to be right."""
+    found: list[LocatedTensor] = []
     seen: dict[str, str] = {}
     for path in _weight_files(directory):
         for tensor in read_header(path):
@@ -86,31 +108,9 @@ def _stored_weights(directory: Path, config: LlamaConfig, ledger: list[LedgerEnt
                 reason = f"{tensor.name} is in {seen[tensor.name]} and again in {path.name}"
                 raise LlamacError("LLC0204", model_place(tensor.name, HF), reason, "download the checkpoint again")
             seen[tensor.name] = path.name
-            weight = _weight(tensor, path, config, ledger)
-            if weight is not None:
-                found[weight.name] = weight
+            found.append(LocatedTensor(tensor.name, bare_name(tensor.name), tensor, path))
     _check_index(directory, seen)
     return found
-
-
-def _weight(tensor: HeaderTensor, path: Path, config: LlamaConfig, ledger: list[LedgerEntry]) -> StoredTensor | None:
-    """The weight that a stored tensor is, or None for one that is not needed."""
-    if tensor.name.endswith("rotary_emb.inv_freq"):
-        reason = "rotary frequencies follow from the config"
-        ledger.append(entry("ignored", model_place(tensor.name, HF), tensor.name[:120], reason))
-        return None
-    name = model_name(tensor.name, HF)
-    if name == "head" and config.tied_head:
-        reason = "tie_word_embeddings is true: the head is the embedding table"
-        ledger.append(entry("ignored", "head", tensor.name, reason))
-        return None
-    if name is None:
-        reason = f"{tensor.name[:120]} in {path.name} is no weight of a dense Llama"
-        raise LlamacError("LLC0207", model_place(tensor.name, HF), reason, "compile a plain dense Llama checkpoint")
-    if tensor.dtype not in ENCODINGS:
-        reason = f"{tensor.name} in {path.name} is stored as {tensor.dtype}"
-        raise LlamacError("LLC0209", name, reason, f"supported: {', '.join(ENCODINGS)}")
-    return StoredTensor(name, tensor.name, tensor.shape, ENCODINGS[tensor.dtype], path, tensor.offset, tensor.nbytes)
 
 
 def _weight_files(directory: Path) -> list[Path]:

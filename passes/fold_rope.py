@@ -4,8 +4,9 @@ Before: `%q = linear %x, @q`, ..., `rope %h, %cos, %sin {style = "interleaved"}`
 After:  `%q = linear %x, @q.half_split`, ..., `rope %h, %cos, %sin {style = "half_split"}`
 
 Attention scores do not change, because q and k of one attention are permuted alike within each head; the keys handed
-from step to step are in the new order. Quantized weights are reordered as they are. Must not fire unless both rotated
-values come straight from projections and nothing but that attention, and the keys it hands on, uses them.
+from step to step are in the new order, and a norm of the heads in between sees no order. Quantized weights are
+reordered as they are. Must not fire unless both rotated values come straight from projections and nothing but that
+attention, and the keys it hands on, uses them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class FoldRope(Pass):
             rewriter = Rewriter(module, graph)
             left = {op for op in graph.ops if _is_interleaved(op)}
             for attention in [op for op in graph.ops if op.opcode == "attention"]:
-                rotated = [_behind_past(v) for v in attention.operands[:2]]
+                rotated = [_behind_norm(graph, _behind_past(v)) for v in attention.operands[:2]]
                 ropes = [v.producer for v in rotated]
                 if not left.intersection(ropes):
                     continue
@@ -61,13 +62,21 @@ def _behind_past(value: Value) -> Value:
     return op.operands[1] if op is not None and op.opcode == "concat" and len(op.operands) == 2 else value
 
 
+def _behind_norm(graph: Graph, value: Value) -> Value:
+    """What is normed head by head, which no order within a head changes; or the value itself."""
+    op = value.producer
+    alone = sum(value.users.values()) == 1 and value not in graph.outputs
+    return op.operands[0] if op is not None and op.opcode == "unit_rms_norm" and alone else value
+
+
 def _is_shared(graph: Graph, operand: Value, rotated: Value) -> bool:
     """Whether anything but one attention, and the state it hands on, sees the order of the rotated elements."""
     if sum(rotated.users.values()) != 1 or rotated in graph.outputs:
         return True
-    if operand is rotated or operand.producer is None:
+    joined = operand.producer
+    if operand is rotated or joined is None or joined.opcode != "concat":
         return False
-    past = operand.producer.operands[0]
+    past = joined.operands[0]
     return sum(operand.users.values()) != 1 or past not in graph.arguments or sum(past.users.values()) != 1
 
 

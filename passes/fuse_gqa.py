@@ -1,11 +1,11 @@
 """Fuses masked attention over repeated KV heads into `attention`, which shares each KV head instead of copying it.
 
 Before: `matmul(cast(softmax(cast(add(mul(matmul(q, transpose(repeat k)), scale), mask)))), repeat v)`
-After:  `attention q, k, v, positions {scale}`
+After:  `attention q, k, v, positions {scale}`, with `chunk` when the mask also hides other blocks of positions
 
 `repeat` is reshape-broadcast-reshape, a broadcast of one KV head to all, or nothing when every query head has its own.
 Scores may be divided by 1 / scale. The mask hides by -inf or by the lowest finite value: beside a visible key, the
-row's own, both weigh nothing. Must not fire for another mask than the causal one, or when k and v are repeated
+row's own, both weigh nothing. Must not fire for another mask than these two, or when k and v are repeated
 differently.
 """
 
@@ -33,16 +33,14 @@ def _pattern(scaling: str) -> Node:
 PATTERN = _pattern("mul")
 DIVIDED = _pattern("div")
 
-_CAUSAL = Node(
-    "select",
-    Node(
-        "less_equal",
-        Node("reshape", Node("iota", name="keys"), name="row"),
-        Node("reshape", Any("positions"), name="column"),
-    ),
-    Scalar("shown", 0.0),
-    Scalar("hidden"),
+_ROW = Node("reshape", Node("iota", name="keys"), name="row")
+_COLUMN = Node("reshape", Any("positions"), name="column")
+_NOT_AFTER = Node("less_equal", _ROW, _COLUMN)
+_SAME_CHUNK = Node(
+    "equal", Node("floor_divide", _ROW, Scalar("chunk")), Node("floor_divide", _COLUMN, Scalar("chunk_of_query"))
 )
+_CAUSAL = Node("select", _NOT_AFTER, Scalar("shown", 0.0), Scalar("hidden"))
+_CHUNKED = Node("select", Node("logical_and", _NOT_AFTER, _SAME_CHUNK), Scalar("shown", 0.0), Scalar("hidden"))
 LOWEST = {"f32": -3.4028234663852886e38, "bf16": -3.3895313892515355e38, "f16": -65504.0}
 """The lowest finite value of each float dtype."""
 
@@ -80,9 +78,11 @@ def _mask(found: Match) -> Value:
     return mask
 
 
-def _positions(mask: Value) -> Value | None:
-    """The positions of a causal mask, or None for any other mask."""
-    found = match(_CAUSAL, mask.producer) if mask.producer is not None else None
+def _visible(mask: Value) -> tuple[Value, int] | None:
+    """The positions of a causal mask and its chunk (0: none), or None for any other mask."""
+    if mask.producer is None:
+        return None
+    found = match(_CAUSAL, mask.producer) or match(_CHUNKED, mask.producer)
     if found is None or found["positions"].tensor.rank != 1:
         return None
     if found.number("hidden") > LOWEST[mask.tensor.dtype.name]:
@@ -90,7 +90,10 @@ def _positions(mask: Value) -> Value | None:
     keys, positions = found["keys"].tensor.shape, found["positions"].tensor.shape
     if found["row"].tensor.shape != (1, *keys) or found["column"].tensor.shape != (*positions, 1):
         return None
-    return found["positions"]
+    if "chunk" not in found.values:
+        return found["positions"], 0
+    chunk = found.number("chunk")
+    return (found["positions"], int(chunk)) if chunk == found.number("chunk_of_query") >= 1 else None
 
 
 def _check(found: Match) -> str | None:
@@ -107,18 +110,20 @@ def _check(found: Match) -> str | None:
     if found.op("weights").attributes["axis"] not in (-1, 2):
         return "the softmax is not over the keys"
     mask = _mask(found)
-    if (positions := _positions(mask)) is None:
-        return "the mask is not the causal mask of the positions"
-    if positions.type != tensor(q.shape[1], I32) or mask.tensor.shape != (q.shape[1], keys.tensor.shape[1]):
+    if (visible := _visible(mask)) is None:
+        return "the mask is not the causal mask of the positions, nor that of chunks of one size"
+    if visible[0].type != tensor(q.shape[1], I32) or mask.tensor.shape != (q.shape[1], keys.tensor.shape[1]):
         return "the mask is not that of these queries and keys"
     return None
 
 
 def _rewrite(found: Match, rewriter: Rewriter) -> Value:
-    keys, values, positions = _unrepeated(found["keys"]), _unrepeated(found["values"]), _positions(_mask(found))
-    assert keys is not None and values is not None and positions is not None
+    keys, values, visible = _unrepeated(found["keys"]), _unrepeated(found["values"]), _visible(_mask(found))
+    assert keys is not None and values is not None and visible is not None
+    positions, chunk = visible
+    seen = {"chunk": chunk} if chunk else {}
     scale = found.number("scale") if found.op("scaled").opcode == "mul" else 1 / found.number("scale")
-    return rewriter.op("attention", found["q"], keys, values, positions, scale=scale)
+    return rewriter.op("attention", found["q"], keys, values, positions, scale=scale, **seen)
 
 
 _EXACT = 99

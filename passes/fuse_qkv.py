@@ -16,7 +16,7 @@ from llamac.transform.base import Pass, PassContext, PassResult, Refusal
 from llamac.transform.rewriter import Rewriter
 from llamac.transform.weight_rows import over_rows, scheme_of
 
-PLUMBING = ("rope", "transpose", "reshape", "concat", "slice")
+PLUMBING = ("rope", "unit_rms_norm", "temper", "transpose", "reshape", "concat", "slice")
 
 
 def projection(value: Value) -> Op | None:

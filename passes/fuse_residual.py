@@ -3,14 +3,16 @@
 Before: `%y = linear_dense %x, @w`, `%z = add %r, %y`
 After:  `%z = linear_dense %x, @w, %r`
 
-Must not fire when the product has another use.
+Where a mixture of experts adds its answers to the product first, the sums are reordered: the residual goes into the
+product still, `add %r, scatter_routed(%y, %place, %p)` -> `scatter_routed(%y, %place, linear_dense %x, @w, %r)`. Must
+not fire when the product has another use.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llamac.ir.graph import Module, Op
+from llamac.ir.graph import Module, Op, Value
 from llamac.ir.levels import KERNEL, LOWERING
 from llamac.transform.base import Pass, PassContext, PassResult, Refusal
 from llamac.transform.rewriter import Rewriter
@@ -42,7 +44,9 @@ class FuseResidual(Pass):
 def _fuse(rewriter: Rewriter, add: Op) -> str | None:
     """Fuse `add`, or give the reason not to."""
     reason = "neither operand is the product of a linear kernel without residual"
-    for product, residual in (add.operands, add.operands[::-1]):
+    for total, residual in (add.operands, add.operands[::-1]):
+        scatter = total.producer if _is_scattered(rewriter, total) else None
+        product = scatter.operands[2] if scatter is not None else total
         linear = product.producer
         if linear is None or len(linear.operands) != _WITHOUT.get(linear.opcode, 0):
             continue
@@ -52,6 +56,15 @@ def _fuse(rewriter: Rewriter, add: Op) -> str | None:
             reason = f"the residual {residual.type} is not of the product's type {product.type}"
         else:
             rewriter.at(add)
-            rewriter.replace(add.result, rewriter.op(linear.opcode, *linear.operands, residual, **linear.attributes))
+            result = rewriter.op(linear.opcode, *linear.operands, residual, **linear.attributes)
+            if scatter is not None:
+                result = rewriter.op(scatter.opcode, *scatter.operands[:2], result, **scatter.attributes)
+            rewriter.replace(add.result, result)
             return None
     return reason
+
+
+def _is_scattered(rewriter: Rewriter, value: Value) -> bool:
+    """Whether `value` is a product with routed rows added, and nothing else uses it."""
+    alone = sum(value.users.values()) == 1 and value not in rewriter.graph.outputs
+    return alone and value.producer is not None and value.producer.opcode == "scatter_routed"

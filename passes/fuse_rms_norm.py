@@ -1,7 +1,7 @@
 """Fuses the arithmetic of RMS normalization into `rms_norm`.
 
 Before: `mul(cast(mul(cast x, rsqrt(add(reduce_mean(mul(cast x, cast x)), eps)))), @w)`
-After:  `rms_norm x, @w {eps}`
+After:  `rms_norm x, @w {eps}`, or `unit_rms_norm x {eps}` where no weight follows (the norm of q and k in Llama 4)
 
 Must not fire when the mean is over another axis than the last, or when the result has another dtype than x.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from llamac.ir.graph import Module, Value
 from llamac.ir.levels import CAPTURED, RAISING
-from llamac.transform.base import Pass, PassContext, PassResult
+from llamac.transform.base import Pass, PassContext, PassResult, Refusal
 from llamac.transform.pattern import Any, AnyWeight, Match, Node, Optional, Scalar
 from llamac.transform.rewriter import Rewriter, Rule, apply_rules
 
@@ -48,16 +48,39 @@ def _rewrite(found: Match, rewriter: Rewriter) -> Value:
     return rewriter.op("rms_norm", _input(found), found["weight"], eps=found.number("eps"))
 
 
-RULES = (Rule("rms_norm", PATTERN, _rewrite, _check, near=3),)
+def _check_unit(found: Match) -> str | None:
+    if found.op("mean").attributes["axis"] not in (-1, found["wide"].tensor.rank - 1):
+        return "the mean is not over the last axis"
+    return None
+
+
+def _rewrite_unit(found: Match, rewriter: Rewriter) -> Value:
+    return rewriter.op("unit_rms_norm", found["wide"], eps=found.number("eps"))
+
+
+_EXACT = 99
+"""Deeper than any pattern: what is nearly a norm without weight is nearly one with, which reports it."""
+
+RULES = (
+    Rule("rms_norm", PATTERN, _rewrite, _check, near=3),
+    Rule("unit_rms_norm", _NORMAL, _rewrite_unit, _check_unit, near=_EXACT),
+)
 
 
 @dataclass(frozen=True)
 class FuseRmsNorm(Pass):
-    """Textbook RMS normalization -> rms_norm."""
+    """Textbook RMS normalization -> rms_norm and unit_rms_norm."""
 
     name = "fuse-rms-norm"
     requires = (CAPTURED, RAISING)
     produces = RAISING
 
     def run(self, module: Module, context: PassContext) -> PassResult:
-        return PassResult(*apply_rules(module, RULES))
+        # One after the other over the whole module: the weighted form contains the other, and its inner op comes first.
+        counts: dict[str, int] = {}
+        refusals: list[Refusal] = []
+        for rule in RULES:
+            fired, refused = apply_rules(module, (rule,))
+            counts |= fired
+            refusals += refused
+        return PassResult(counts, tuple(refusals))

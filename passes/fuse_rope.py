@@ -2,7 +2,7 @@
 
 Before (half_split):  `add(mul(x, C), mul(concat(neg(x[h/2:]), x[:h/2]), S))`, C and S from doubled angles
 Before (interleaved): `reshape(concat(sub(mul(e, C), mul(o, S)), add(mul(o, C), mul(e, S))))`, e and o the pairs of x
-After: `%cos, %sin = rope_angles %positions, %inverse_frequencies`, `rope x, %cos, %sin {style}`
+After: `%cos, %sin = rope_angles %positions, %inverse_frequencies`, `rope x, %cos, %sin {style}`, then the casts of x back
 
 The tables stay in f32 whatever the activation dtype. Must not fire when the halves, the pairs or the tables are not
 exactly those of x.
@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llamac.ir.dims import DimLike
-from llamac.ir.dtypes import F32, I32
+from llamac.ir.dtypes import F32, I32, DType
 from llamac.ir.graph import Attribute, Module, Op, Value
 from llamac.ir.levels import CAPTURED, RAISING
 from llamac.ir.types import tensor
@@ -50,7 +50,9 @@ def _interleaved() -> Pattern:
     even, odd = Node("slice", pairs, name="first"), Node("slice", pairs, name="second")
     new_even = Node("sub", Node("mul", even, cos), Node("mul", odd, sin))
     new_odd = Node("add", Node("mul", odd, cos), Node("mul", even, sin))
-    return Node("reshape", Node("concat", new_even, new_odd, name="turned"))
+    # Where x was widened to be rotated, casts come before the reshape: canonicalize moves it behind them.
+    turned = Node("concat", new_even, new_odd, name="turned")
+    return Node("reshape", Optional("cast", Optional("cast", turned)))
 
 
 def _bounds(op: Op) -> tuple[Attribute, Attribute]:
@@ -105,7 +107,7 @@ def _check_interleaved(found: Match) -> str | None:
     x = found["x"].tensor
     _, tokens, h = x.shape
     assert isinstance(h, int)
-    if found["pairs"].tensor.shape != (*x.shape[:-1], h // 2, 2) or found.root.result.type != x:
+    if found["pairs"].tensor.shape != (*x.shape[:-1], h // 2, 2) or found.root.result.tensor.shape != x.shape:
         return "x is not reshaped to pairs and back"
     if _bounds(found.op("first")) != (0, 1) or _bounds(found.op("second")) != (1, 2):
         return "the slices are not the two elements of a pair"
@@ -116,7 +118,20 @@ def _rewrite(style: str, found: Match, rewriter: Rewriter) -> Value:
     rewriter.at(found.root, found.op("row").location)
     angles = rewriter.multi("rope_angles", found["positions"], found["frequencies"])
     rewriter.at(found.root)
-    return rewriter.op("rope", found["x"], *angles.results, style=style)
+    result = rewriter.op("rope", found["x"], *angles.results, style=style)
+    for dtype in _casts(found) if style == "interleaved" else ():
+        result = rewriter.op("cast", result, dtype=dtype)
+    return result
+
+
+def _casts(found: Match) -> list[DType]:
+    """The dtypes that the rotated pairs are cast to, one after the other, before they are reshaped."""
+    dtypes: list[DType] = []
+    op = found.root.operands[0].producer
+    while op is not None and op.opcode == "cast":
+        dtypes.insert(0, op.result.tensor.dtype)
+        op = op.operands[0].producer
+    return dtypes
 
 
 INTERLEAVED = Rule("rope", _interleaved(), lambda f, r: _rewrite("interleaved", f, r), _check_interleaved, near=5)

@@ -4,8 +4,10 @@ Before: `step(ids[T], positions[T], past_k.0[K, P, h], ...) -> logits[T, V], k.0
 After:  `step(token_ids[T], positions[T], sequence_of_token[T], page_tables[S, N], logit_rows[R], cache)
         -> logits[R, V], cache`
 
-Each attention with its rotations becomes `rope_append` and `attend`; only the wanted rows reach the final norm and the
-head. Its law: for every partition of the rows into steps and sequences, the result equals the captured graph run per
+Each attention becomes `rope_append` (`append` where nothing is rotated) and `attend`; only the wanted rows reach the
+final norm and the head. Layers that see only their own chunk of the context have a cache and page tables of their own,
+`cache.chunkN` and `page_tables.chunkN`, whose pages can be given back behind the chunk. A norm of q and k goes in front
+of their rotation, which keeps lengths. Its law: for every partition of the rows into steps and sequences, the result equals the captured graph run per
 sequence. Must not fire when q, k and v are not plain projections, or when the past does not belong to the layer.
 """
 
@@ -47,19 +49,44 @@ class LowerKvCache(Pass):
         return PassResult({"attention": lowering.layer})
 
 
+def group_names(chunk: int) -> tuple[str, str]:
+    """The arguments that hold the cache and the page tables of layers with this chunk."""
+    suffix = f".chunk{chunk}" if chunk else ""
+    return f"cache{suffix}", f"page_tables{suffix}"
+
+
+def _chunk(attention: Op) -> int:
+    chunk = attention.attributes.get("chunk", 0)
+    assert isinstance(chunk, int)
+    return chunk
+
+
+@dataclass(frozen=True)
+class _Turned:
+    """cos and sin (none where nothing is rotated), the eps of a norm of q and k, and the tempering of q."""
+
+    tables: tuple[Value, ...]
+    eps: float | None
+    temper: Op | None
+
+
 @dataclass
 class _Lowering:
     old: Graph
     dtype: str
     page: int
     layer: int = 0
+    groups: dict[int, list[Op]] = field(default_factory=dict)
+    caches: dict[int, Value] = field(default_factory=dict)
     mapped: dict[Value, Value] = field(default_factory=dict)
     skipped: set[Op] = field(default_factory=set)
 
     def run(self) -> Graph:
         attentions = [op for op in self.old.ops if op.opcode == "attention"]
+        for op in sorted(attentions, key=_chunk):
+            self.groups.setdefault(_chunk(op), []).append(op)
         self.new = Graph("step", self._arguments(attentions))
-        self.cache = self.new.argument("cache")
+        self.caches = {chunk: self.new.argument(group_names(chunk)[0]) for chunk in self.groups}
         for old, new in (("ids", "token_ids"), ("positions", "positions")):
             if old not in (a.name for a in self.old.arguments):
                 raise LlamacError("LLC0505", "@step", f"has no argument %{old}", "this is not a captured step")
@@ -76,7 +103,7 @@ class _Lowering:
                 self._attention(op)
             elif op not in self.skipped:
                 self._copy(op)
-        self.new.outputs = [self._value(self.old.outputs[0]), self.cache]
+        self.new.outputs = [self._value(self.old.outputs[0]), *self.caches.values()]
         for op in self.old.ops:
             op.drop_operands()
         return self.new
@@ -85,18 +112,24 @@ class _Lowering:
         tokens, rows = symbol("T"), symbol("R")
         if not attentions:
             raise LlamacError("LLC0505", "@step", "has no attention to lower", "run fuse-gqa first")
-        heads = attentions[0].operands[1].tensor.shape
-        kv_heads, head_dim = heads[0], heads[2]
-        assert isinstance(kv_heads, int) and isinstance(head_dim, int)
-        cache = CacheType(len(attentions), kv_heads, head_dim, self.page, DTYPES[self.dtype])
+        names = {chunk: group_names(chunk) for chunk in self.groups}
         return [
             ("token_ids", tensor(tokens, I32)),
             ("positions", tensor(tokens, I32)),
             ("sequence_of_token", tensor(tokens, I32)),
-            ("page_tables", tensor(symbol("S"), symbol("N"), I32)),
+            *((tables, tensor(symbol("S"), symbol("N"), I32)) for _, tables in names.values()),
             ("logit_rows", tensor(rows, I32)),
-            ("cache", cache),
+            *((cache, self._cache_type(chunk)) for chunk, (cache, _) in names.items()),
         ]
+
+    def _cache_type(self, chunk: int) -> CacheType:
+        members = self.groups[chunk]
+        heads = {(op.operands[1].tensor.shape[0], op.operands[1].tensor.shape[2]) for op in members}
+        if len(heads) != 1:
+            raise LlamacError("LLC0505", members[0].location, "the layers of one cache differ in their heads")
+        ((kv_heads, head_dim),) = heads
+        assert isinstance(kv_heads, int) and isinstance(head_dim, int)
+        return CacheType(len(members), kv_heads, head_dim, self.page, DTYPES[self.dtype], chunk)
 
     def _last_norm(self) -> Op:
         value: Value | None = self.old.outputs[0]
@@ -137,17 +170,35 @@ class _Lowering:
         self._check_past(op)
         if op.operands[3] is not self.old.argument("positions"):
             raise LlamacError("LLC0505", op.location, "the mask is not that of %positions")
-        heads = op.operands[0].tensor.shape[0]
-        assert isinstance(heads, int)
-        cos, sin = self._tables(op)
-        rows = [self.new.argument(n) for n in ("positions", "sequence_of_token", "page_tables")]
-        inputs = (self.cache, self._qkv(op), cos, sin, *rows)
-        append = self._multi("rope_append", *inputs, at=op, layer=self.layer, heads=heads)
-        self.cache, q = append.results
+        chunk = _chunk(op)
+        cache_name, tables_name = group_names(chunk)
+        heads, width = op.operands[0].tensor.shape[0], op.operands[0].tensor.shape[2]
+        assert isinstance(heads, int) and isinstance(width, int)
+        turned = self._turned(op)
+        qkv = self._prepared(op, self._qkv(op), turned)
+        rows = [self.new.argument(n) for n in ("positions", "sequence_of_token", tables_name)]
+        inputs = (self.caches[chunk], qkv, *map(self._value, turned.tables), *rows)
+        layer = self.groups[chunk].index(op)
+        opcode = "rope_append" if turned.tables else "append"
+        append = self._multi(opcode, *inputs, at=op, layer=layer, heads=heads)
+        self.caches[chunk], q = append.results
         scale = op.attributes["scale"]
-        mixed = self._op("attend", q, self.cache, *rows, at=op, layer=self.layer, heads=heads, scale=scale)
+        mixed = self._op("attend", q, self.caches[chunk], *rows, at=op, layer=layer, heads=heads, scale=scale)
         self.mapped[self.mapped[op.result]] = mixed
         self.layer += 1
+
+    def _prepared(self, op: Op, qkv: Value, turned: _Turned) -> Value:
+        """The joined rows with q and k normed and q tempered, as far as the layer does so."""
+        q, k = op.operands[0].tensor, op.operands[1].tensor
+        heads, kv_heads, width = q.shape[0], k.shape[0], q.shape[2]
+        assert isinstance(heads, int) and isinstance(kv_heads, int) and isinstance(width, int)
+        if turned.eps is not None:
+            both = heads + kv_heads
+            qkv = self._op("norm_heads", qkv, at=op, heads=both, head_dim=width, eps=turned.eps)
+        if turned.temper is not None:
+            attributes, positions = turned.temper.attributes, self.new.argument("positions")
+            qkv = self._op("temper_heads", qkv, positions, at=op, heads=heads, head_dim=width, **attributes)
+        return qkv
 
     def _check_past(self, op: Op) -> None:
         for operand, name in ((op.operands[1], "past_k"), (op.operands[2], "past_v")):
@@ -157,16 +208,36 @@ class _Lowering:
             if joined is None or not is_joined or joined.operands[0].reference != f"%{wanted}":
                 raise LlamacError("LLC0505", op.location, f"the keys and values are not appended to %{wanted}")
 
-    def _tables(self, op: Op) -> tuple[Value, Value]:
-        q, k = op.operands[0].producer, op.operands[1].producer
-        k = k.operands[-1].producer if k is not None else None
-        for rope in (q, k):
-            if rope is None or rope.opcode != "rope" or rope.attributes["style"] != "half_split":
-                raise LlamacError("LLC0505", op.location, "q and k are not rotated half-split", "run fold-rope first")
-        assert q is not None and k is not None
-        if q.operands[1:] != k.operands[1:]:
+    def _turned(self, op: Op) -> _Turned:
+        """What happens to q and k between projection and attention (LLC0505 when it cannot be done on joined rows)."""
+        q, k = op.operands[0].producer, _new_part(op.operands[1]).producer
+        temper = q if q is not None and q.opcode == "temper" else None
+        if temper is not None:
+            q = temper.operands[0].producer
+            if temper.operands[1] is not self.old.argument("positions"):
+                raise LlamacError("LLC0505", temper.location, "the temperature is not that of %positions")
+        is_normed = [x is not None and x.opcode == "unit_rms_norm" for x in (q, k)]
+        eps = None
+        if q is not None and k is not None and all(is_normed):
+            eps = q.attributes["eps"]
+            if k.attributes["eps"] != eps:
+                raise LlamacError("LLC0505", op.location, "q and k are normed with different eps")
+            q, k = q.operands[0].producer, k.operands[0].producer
+        elif any(is_normed):
+            raise LlamacError("LLC0505", op.location, "one of q and k is normed, the other is not")
+        assert eps is None or isinstance(eps, float)
+        return _Turned(self._tables(op, q, k), eps, temper)
+
+    def _tables(self, op: Op, q: Op | None, k: Op | None) -> tuple[Value, ...]:
+        """cos and sin of a rotated layer, nothing for one without rotation."""
+        ropes = [rope for rope in (q, k) if rope is not None and rope.opcode == "rope"]
+        if not ropes:
+            return ()
+        if len(ropes) != 2 or any(rope.attributes["style"] != "half_split" for rope in ropes):
+            raise LlamacError("LLC0505", op.location, "q and k are not rotated half-split", "run fold-rope first")
+        if ropes[0].operands[1:] != ropes[1].operands[1:]:
             raise LlamacError("LLC0505", op.location, "q and k are rotated by different angles")
-        return self._value(q.operands[1]), self._value(q.operands[2])
+        return tuple(ropes[0].operands[1:])
 
     def _qkv(self, op: Op) -> Value:
         flat = [self._flat(op, v) for v in op.operands[:3]]
@@ -185,7 +256,7 @@ class _Lowering:
 
     def _flat(self, op: Op, value: Value) -> Value:
         """The rows [T, heads * head_dim] that q, k or v is made of by past, rotation and the split into heads alone."""
-        for opcode in ("concat", "rope"):
+        for opcode in ("concat", "temper", "unit_rms_norm", "rope"):
             if value.producer is not None and value.producer.opcode == opcode:
                 value = value.producer.operands[-1 if opcode == "concat" else 0]
         found = match(_SPLIT, value.producer) if value.producer is not None else None
@@ -211,6 +282,12 @@ class _Lowering:
         made = make_op(opcode, operands, attributes, at.location)
         self.new.ops.append(made)
         return made
+
+
+def _new_part(value: Value) -> Value:
+    """What is joined to the past."""
+    op = value.producer
+    return op.operands[-1] if op is not None and op.opcode == "concat" else value
 
 
 def _is_slice(value: Value, whole: Value, start: int, stop: int) -> bool:

@@ -5,7 +5,7 @@ After:  `@w.packed = pack @w.quants, @w.scales {format}`, `%q, %s, %t = quantize
         `%y = linear_grouped %q, %s, %t, @w.packed {format, rows, columns}`
 
 Norm weights become f32, the dtype that the norm is computed in. A gate and up that are separate products (their weights
-are stored differently) become the columns of one `concat`, written in place: `swiglu` reads both from one row. Must not
+are stored differently, or are stacks of experts) become the columns of one `concat`, written in place: `swiglu` reads both from one row. Must not
 fire before select-kernels.
 """
 
@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from llamac.errors import LlamacError
 from llamac.ir.builder import define_weight
 from llamac.ir.dtypes import F32
-from llamac.ir.graph import Module, Op, Value, Weight
-from llamac.ir.layouts import WeightFormat, format_of
+from llamac.ir.graph import Attribute, Module, Op, Value, Weight
+from llamac.ir.layouts import PANEL, WeightFormat, format_of
 from llamac.ir.levels import LOWERING
 from llamac.transform.base import Pass, PassContext, PassResult
 from llamac.transform.rewriter import Rewriter
+
+
+_PRODUCTS = ("linear_dense", "linear_grouped", "expert_linear_dense", "expert_linear_grouped")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class PackWeights(Pass):
     requires = (LOWERING,)
 
     def run(self, module: Module, context: PassContext) -> PassResult:
-        counts = {"linear": 0, "embedding": 0, "norm": 0, "cast": 0, "swiglu": 0}
+        counts = {"linear": 0, "expert_linear": 0, "embedding": 0, "norm": 0, "cast": 0, "swiglu": 0}
         for graph in module.graphs.values():
             rewriter = Rewriter(module, graph)
             for op in list(graph.ops):
@@ -47,6 +50,9 @@ def _pack(rewriter: Rewriter, op: Op) -> str | None:
     if op.opcode == "linear":
         rewriter.replace(op.result, _linear(rewriter, op))
         return "linear"
+    if op.opcode == "expert_linear":
+        rewriter.replace(op.result, _expert_linear(rewriter, op))
+        return "expert_linear"
     if op.opcode == "embedding":
         _embedding(rewriter, op)
         return "embedding"
@@ -66,7 +72,7 @@ def _pack(rewriter: Rewriter, op: Op) -> str | None:
 def _side_by_side(rewriter: Rewriter, swiglu: Op) -> Value:
     """Gate and up as columns of one value; each must be a product that nothing else uses."""
     for value in swiglu.operands:
-        is_product = value.producer is not None and value.producer.opcode in ("linear_dense", "linear_grouped")
+        is_product = value.producer is not None and value.producer.opcode in _PRODUCTS
         if not is_product or sum(value.users.values()) != 1:
             reason = "gate and up are not two products that only the activation uses"
             raise LlamacError("LLC0505", swiglu.location, reason)
@@ -100,6 +106,23 @@ def _linear(rewriter: Rewriter, op: Op) -> Value:
         return rewriter.op("linear_dense", x, packed, format=fmt.name, rows=rows, columns=columns)
     quantized = rewriter.multi("quantize_rows", x, block=fmt.block, padded=fmt.padded_columns(columns))
     return rewriter.op("linear_grouped", *quantized.results, packed, format=fmt.name, rows=rows, columns=columns)
+
+
+def _expert_linear(rewriter: Rewriter, op: Op) -> Value:
+    x, weight, offsets = op.operands
+    fmt, (rows, columns) = _format(op), _shape(weight)
+    groups = offsets.tensor.shape[0]
+    assert isinstance(groups, int)
+    each = rows // (groups - 1)
+    if each % PANEL:
+        reason = f"its experts have {each} rows, which do not fill whole panels of {PANEL}"
+        raise LlamacError("LLC0506", weight.name, reason, "expert sizes must be multiples of 16 on this backend")
+    packed = _packed(rewriter.module, weight, fmt)
+    attributes: dict[str, Attribute] = {"format": fmt.name, "rows": each, "columns": columns, "experts": groups - 1}
+    if fmt.is_dense:
+        return rewriter.op("expert_linear_dense", x, packed, offsets, **attributes)
+    quantized = rewriter.multi("quantize_rows", x, block=fmt.block, padded=fmt.padded_columns(columns))
+    return rewriter.op("expert_linear_grouped", *quantized.results, packed, offsets, **attributes)
 
 
 def _embedding(rewriter: Rewriter, op: Op) -> None:

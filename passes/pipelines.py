@@ -24,13 +24,16 @@ from .fuse_residual import FuseResidual
 from .fuse_rms_norm import FuseRmsNorm
 from .fuse_rope import FuseRope
 from .fuse_swiglu import FuseSwiglu
+from .fuse_temperature import FuseTemperature
 from .lower_kv_cache import PAGE, LowerKvCache
+from .lower_moe_routing import LowerMoeRouting
 from .pack_weights import PackWeights
 from .plan_memory import PlanMemory
 from .quantize_fp8 import QuantizeFp8
 from .quantize_int4 import QuantizeInt4
 from .quantize_int8 import QuantizeInt8
 from .raise_linear import RaiseLinear
+from .raise_moe import RaiseMoe
 from .roll_layers import RollLayers
 from .select_kernels import SelectKernels
 from .widen_activations import WidenActivations
@@ -70,15 +73,38 @@ def parse_quantization(text: str) -> Quantization:
     return Quantization(scheme, group, asymmetric)
 
 
-def raise_and_fuse(layers: int) -> list[Step]:
+@dataclass(frozen=True)
+class LayerCounts:
+    """How many layers a model has, and how many of each kind: what the fusions must find.
+
+    rotated: with RoPE. normed: with a norm of q and k. tempered: with attention temperature. mixtures: with experts.
+    """
+
+    layers: int
+    rotated: int
+    normed: int = 0
+    tempered: int = 0
+    mixtures: int = 0
+
+
+def plain_layers(layers: int) -> LayerCounts:
+    """The counts of a dense Llama."""
+    return LayerCounts(layers, layers)
+
+
+def raise_and_fuse(model: LayerCounts) -> list[Step]:
     """Captured -> model: every idea of the paper found once where it must be."""
+    layers = model.layers
+    # A mixture has a router beside the three products of its shared expert.
     return [
         Step(Canonicalize()),
-        Step(RaiseLinear(), {"linear": 7 * layers + 1}),
-        Step(FuseRmsNorm(), {"rms_norm": 2 * layers + 1}),
-        Step(FuseRope(), {"rope": 2 * layers}),
+        Step(RaiseLinear(), {"linear": 7 * layers + model.mixtures + 1}),
+        Step(FuseRmsNorm(), {"rms_norm": 2 * layers + 1, "unit_rms_norm": 2 * model.normed}),
+        Step(FuseRope(), {"rope": 2 * model.rotated}),
+        Step(FuseTemperature(), {"temper": model.tempered}),
         Step(FuseGqa(), {"attention": layers}),
-        Step(FuseSwiglu(), {"swiglu": layers}),
+        Step(FuseSwiglu(), {"swiglu": layers + model.mixtures}),
+        Step(RaiseMoe(), {"moe": model.mixtures}),
         Step(DedupeOps()),
         Step(FoldConstants()),
         Step(EliminateDead()),
@@ -86,9 +112,14 @@ def raise_and_fuse(layers: int) -> list[Step]:
     ]
 
 
-def optimize_model() -> list[Step]:
-    """Model level: conventions folded into weights, activations in f32."""
-    return [Step(FoldRope()), Step(WidenActivations()), Step(DedupeOps())]
+def optimize_model(model: LayerCounts) -> list[Step]:
+    """Model level: activations in f32, conventions folded into weights, experts only where they are wanted."""
+    return [
+        Step(WidenActivations()),
+        Step(FoldRope()),
+        Step(LowerMoeRouting(), {"moe": model.mixtures}),
+        Step(DedupeOps()),
+    ]
 
 
 def quantize(q: Quantization) -> list[Step]:
@@ -131,13 +162,13 @@ def lower_to_cpu(layers: int, kv_dtype: str, max_tokens: int, page: int) -> list
 
 
 def cpu_pipeline(
-    layers: int, q: Quantization, kv_dtype: str, max_tokens: int, uniform: bool = True, page: int = PAGE
+    model: LayerCounts, q: Quantization, kv_dtype: str, max_tokens: int, uniform: bool = True, page: int = PAGE
 ) -> list[Step]:
     """Everything between capture and C. `uniform` says that no layer mixes schemes; `page` is the cache's page size."""
     return [
-        *raise_and_fuse(layers),
-        *optimize_model(),
+        *raise_and_fuse(model),
+        *optimize_model(model),
         *quantize(q),
-        *join_projections(layers, uniform or q.scheme not in ("keep", "fp8")),
-        *lower_to_cpu(layers, kv_dtype, max_tokens, page),
+        *join_projections(model.layers, uniform or q.scheme not in ("keep", "fp8")),
+        *lower_to_cpu(model.layers, kv_dtype, max_tokens, page),
     ]

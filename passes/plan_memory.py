@@ -3,8 +3,8 @@
 Before: `%3 = rms_norm %0, @w : ...`
 After:  `%3 = rms_norm %0, @w {buffers = [2359296]} : ...`
 
-Offsets are in bytes from the start of the arena, 64-byte aligned, and reuse what is no longer live. A linear with a
-residual writes over the residual when that dies there, and q is rotated inside qkv. -1 - i means argument i's own
+Offsets are in bytes from the start of the arena, 64-byte aligned, and reuse what is no longer live. What adds to a
+residual writes over the residual when that dies there, and q is normed, tempered and rotated inside qkv. -1 - i means argument i's own
 memory (an outlined layer updates its hidden state in place); -1000 is a cache or an output, which the caller owns. The
 parts of a concat along columns are written in place: each is a strip of the concat's buffer.
 """
@@ -20,8 +20,8 @@ from llamac.ir.levels import KERNEL
 from llamac.ir.types import CacheType
 from llamac.transform.base import Pass, PassContext, PassResult
 
-_RESIDUAL = {"linear_dense": 2, "linear_grouped": 4}
-_UPDATED = {"call": 0, "rope_append": 1}
+_RESIDUAL = {"linear_dense": 2, "linear_grouped": 4, "scatter_routed": 2}
+_UPDATED = {"call": 0, "rope_append": 1, "append": 1, "norm_heads": 0, "temper_heads": 0}
 """Opcode -> the operand that it updates in place."""
 
 

@@ -3,7 +3,7 @@
 Before: `linear %x, @w`
 After:  `@w.e4m3fn = dequantize @w.e4m3fn.quants, @w.e4m3fn.scales {group = columns}`, `linear %x, @w.e4m3fn`
 
-By default the embedding and the head stay as they are, which the ledger says. Must not fire twice on one weight.
+By default the embedding and the head stay as they are, and routers of experts always, which the ledger says. Must not fire twice on one weight.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llamac.ir.dtypes import E4M3FN
 from llamac.ir.graph import Module, Weight
 from llamac.ir.levels import MODEL
 from llamac.transform.base import LedgerEntry, Pass, PassContext, PassResult
-from llamac.transform.matrices import matrices, replace_weights, stored_as
+from llamac.transform.matrices import matrices, replace_weights, stored_as, without_routers
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class QuantizeFp8(Pass):
     weights: str = "blocks"
 
     def run(self, module: Module, context: PassContext) -> PassResult:
-        wanted = [w for w in matrices(module, self.weights) if not _is_fp8(w)]
+        wanted = [w for w in without_routers(matrices(module, self.weights), context) if not _is_fp8(w)]
         replace_weights(module, {weight: _quantized(module, weight) for weight in wanted})
         if wanted and self.weights == "blocks":
             for weight in matrices(module, "tables"):

@@ -4,7 +4,8 @@ Before: `linear %x, @w`
 After:  `@w.i4 = dequantize @w.i4.quants, @w.i4.scales {group}`, `linear %x, @w.i4`
 
 Symmetric: scale * q, the element of largest magnitude becoming exactly -8. Asymmetric: scale * q + minimum, q unsigned.
-Norms stay as they are. Must not fire twice on one weight; requantizing a quantized checkpoint goes to the ledger.
+Norms and routers of experts stay as they are. Must not fire twice on one weight; requantizing a quantized checkpoint
+goes to the ledger.
 """
 
 from __future__ import annotations

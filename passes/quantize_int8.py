@@ -4,7 +4,8 @@ Before: `linear %x, @w`
 After:  `@w.i8 = dequantize @w.i8.quants, @w.i8.scales {group}`, `linear %x, @w.i8`
 
 Symmetric: scale * q with q in [-127, 127]. Asymmetric: scale * q + minimum with q unsigned.
-Norms stay as they are. Must not fire twice on one weight; requantizing a quantized checkpoint goes to the ledger.
+Norms and routers of experts stay as they are. Must not fire twice on one weight; requantizing a quantized checkpoint
+goes to the ledger.
 """
 
 from __future__ import annotations

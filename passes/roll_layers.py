@@ -1,7 +1,8 @@
 """Outlines layers that are equal up to their weights into one function, called once a layer.
 
 Before: the ops of layers.0, the ops of layers.1, ...
-After:  `graph @layer(%hidden, %cache, ..., %w0, ...)`, and `call %h, %c, ..., @w0, ... {callee = "layer", layer = 0}`
+After:  `graph @layer(%hidden, %cache, ..., %w0, ...)`, and `call %h, %c, ..., @w0, ... {callee = "layer", layer = 0}`,
+        where `layer` is the place of the layer in its cache
 
 Layers are equal when their ops, attributes and shapes are; a layer that differs (another format, say) becomes a
 function of its own when it occurs at least twice, else it stays in line. Must not fire when a layer hands on anything
@@ -24,9 +25,10 @@ from llamac.transform.base import Pass, PassContext, PassResult, Refusal
 
 @dataclass
 class _Layer:
-    """The ops of one layer with what they take in (state first) and hand on."""
+    """The ops of one layer, its place in its cache, what they take in (state first) and hand on."""
 
     number: int
+    place: int
     ops: list[Op]
     inputs: list[Value]
     weights: list[Weight]
@@ -52,9 +54,10 @@ class RollLayers(Pass):
             else:
                 groups.setdefault(layer.signature, []).append(layer)
         rolled = 0
+        current: dict[Value, Value] = {}
         for layers in groups.values():
             if len(layers) >= 2:
-                _outline(module, graph, layers)
+                _outline(module, graph, layers, current)
                 rolled += len(layers)
         return PassResult({"layer": rolled}, tuple(refusals))
 
@@ -81,9 +84,13 @@ def _describe(graph: Graph, number: int, ops: list[Op]) -> _Layer | Refusal:
     carried = _carried(inputs, hidden[0], caches[0])
     if carried is None:
         return Refusal(where, "does not start from a hidden state and a cache like those it hands on")
+    places = {op.attributes["layer"] for op in ops if "layer" in op.attributes}
+    place = places.pop() if len(places) == 1 else None
+    if not isinstance(place, int):
+        return Refusal(where, "does not have one place in its cache")
     inputs = carried + [v for v in inputs if v not in carried]
-    signature = _signature(number, ops, inside, inputs, weights, [inside[hidden[0]], inside[caches[0]]])
-    return _Layer(number, ops, inputs, weights, [hidden[0], caches[0]], signature)
+    signature = _signature(place, ops, inside, inputs, weights, [inside[hidden[0]], inside[caches[0]]])
+    return _Layer(number, place, ops, inputs, weights, [hidden[0], caches[0]], signature)
 
 
 def _inputs(ops: list[Op], inside: dict[Value, tuple[int, int]]) -> tuple[list[Value], list[Weight]]:
@@ -106,7 +113,7 @@ def _carried(inputs: list[Value], hidden: Value, cache: Value) -> list[Value] | 
 
 
 def _signature(
-    number: int,
+    place: int,
     ops: list[Op],
     inside: dict[Value, tuple[int, int]],
     inputs: list[Value],
@@ -125,21 +132,21 @@ def _signature(
     lines = []
     for op in ops:
         attributes = tuple(sorted((k, repr(v)) for k, v in op.attributes.items() if k != "layer"))
-        # Only a layer's own number may become the argument of the function.
+        # Only a layer's own place in its cache may become the argument of the function.
         layer = op.attributes.get("layer")
-        lines.append((op.opcode, "own" if layer == number else repr(layer), attributes, tuple(map(name, op.operands))))
+        lines.append((op.opcode, "own" if layer == place else repr(layer), attributes, tuple(map(name, op.operands))))
     return (tuple(lines), tuple(outputs))
 
 
-def _outline(module: Module, graph: Graph, layers: list[_Layer]) -> None:
+def _outline(module: Module, graph: Graph, layers: list[_Layer], current: dict[Value, Value]) -> None:
+    """One function for `layers`, and calls in their place; `current` holds what calls made so far have replaced."""
     name, number = "layer", 1
     while name in module.graphs:
         name, number = f"layer_{number}", number + 1
-    module.add_graph(_function(name, layers[0]))
+    module.add_graph(_function(name, layers[0], current))
     calls: dict[Op, Op] = {}
-    current: dict[Value, Value] = {}
     for layer in layers:
-        attributes: dict[str, Attribute] = {"callee": name, "carried": 2, "layer": layer.number}
+        attributes: dict[str, Attribute] = {"callee": name, "carried": 2, "layer": layer.place}
         # A layer's inputs may be the outputs of one that has just become a call.
         operands = [current.get(v, v) for v in layer.inputs]
         call = make_op("call", (*operands, *layer.weights), attributes, f"layers.{layer.number}")
@@ -159,15 +166,16 @@ def _outline(module: Module, graph: Graph, layers: list[_Layer]) -> None:
         op.drop_operands()
 
 
-def _function(name: str, layer: _Layer) -> Graph:
+def _function(name: str, layer: _Layer, current: dict[Value, Value]) -> Graph:
     names = ["hidden", "cache", *(v.name or f"in{i}" for i, v in enumerate(layer.inputs[2:]))]
     roles = [w.name.removeprefix(f"layers.{layer.number}.") for w in layer.weights]
     names = [n if not n.isdigit() else f"in{n}" for n in names]
     types = [v.type for v in (*layer.inputs, *layer.weights)]
     graph = Graph(name, list(zip([*names, *roles], types, strict=True)))
-    mapped: dict[Value, Value] = dict(zip((*layer.inputs, *layer.weights), graph.arguments, strict=True))
+    inputs = [current.get(v, v) for v in layer.inputs]
+    mapped: dict[Value, Value] = dict(zip((*inputs, *layer.weights), graph.arguments, strict=True))
     for op in layer.ops:
-        is_own = op.attributes.get("layer") == layer.number
+        is_own = op.attributes.get("layer") == layer.place
         attributes = {k: symbol("layer") if k == "layer" and is_own else v for k, v in op.attributes.items()}
         location = op.location.replace(f"layers.{layer.number}", "layers", 1)
         made = make_op(op.opcode, tuple(mapped[v] for v in op.operands), attributes, location)

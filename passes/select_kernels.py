@@ -1,6 +1,6 @@
 """Chooses the packed format, and with it the kernel, of every weight matrix.
 
-Before: `linear %x, @w`, `embedding @w, %ids`
+Before: `linear %x, @w`, `expert_linear %x, @w, %offsets`, `embedding @w, %ids`
 After:  `linear %x, @w {format = "u4g32s16m16"}`, `embedding @w, %ids {format = ...}`
 
 The scheme of the weight decides: integers with scales keep exactly those, in integer dot products with int8
@@ -23,6 +23,10 @@ from llamac.transform.base import LedgerEntry, Pass, PassContext, PassResult
 from llamac.transform.matrices import stored_as
 
 
+_WEIGHT = {"linear": 1, "expert_linear": 1, "embedding": 0}
+"""Opcode -> which operand is the weight."""
+
+
 @dataclass(frozen=True)
 class SelectKernels(Pass):
     """Every linear and embedding -> with a weight format."""
@@ -34,8 +38,8 @@ class SelectKernels(Pass):
         counts: dict[str, int] = {}
         widened: dict[str, list[str]] = {}
         for _, op in module.ops():
-            if op.opcode in ("linear", "embedding") and "format" not in op.attributes:
-                weight = op.operands[1 if op.opcode == "linear" else 0]
+            if op.opcode in _WEIGHT and "format" not in op.attributes:
+                weight = op.operands[_WEIGHT[op.opcode]]
                 chosen = choose_format(weight)
                 op.attributes["format"] = chosen
                 for block in block_formats(weight):

@@ -7,14 +7,14 @@ import mmap
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from llamac.errors import LlamacError
 
-from .native import NativeLibrary
+from .native import KvMemory, NativeLibrary, StepInput
 from .run_plan import MemoryPlan
 
 Int32s = npt.NDArray[np.int32]
@@ -28,34 +28,48 @@ _MAP_NORESERVE = 0x4000
 class CpuDevice:
     """One compiled model with its memory; `step` may be called from any thread, one call at a time runs.
 
-    `weights` is the mapped weight member (page aligned, read only). The arena and the KV memory of `page_count` pages
-    are zeroed anonymous memory, touched only as the code writes to it.
+    `weights` is the mapped weight member (page aligned, read only). The arena and the memory of each cache, of
+    `page_counts` pages, are zeroed anonymous memory, touched only as the code writes to it.
     """
 
     def __init__(
-        self, library: NativeLibrary, plan: MemoryPlan, vocab_size: int, weights: Bytes, page_count: int, threads: int
+        self,
+        library: NativeLibrary,
+        plan: MemoryPlan,
+        vocab_size: int,
+        weights: Bytes,
+        page_counts: Sequence[int],
+        threads: int,
     ) -> None:
         self.plan = plan
         self.vocab_size = vocab_size
-        self.page_count = page_count
+        self.page_counts = list(page_counts)
         self.threads = threads
         self._library = library
         self._lock = threading.Lock()
-        kv = anonymous_memory(page_count * plan.kv_page_bytes, f"KV cache of {page_count} x {plan.kv_page_bytes} bytes")
+        caches = [_cache_memory(n, c.page_bytes) for n, c in zip(page_counts, plan.caches, strict=True)]
         arena = anonymous_memory(plan.arena_bytes, "arena")
-        self._buffers = (weights, kv, arena)  # the code holds their addresses: they must live as long as it does
-        self._model: int | None = self._create(weights, kv, arena)
+        self._buffers = (weights, *caches, arena)  # the code holds their addresses: they must live as long as it does
+        self._model: int | None = self._create(weights, caches, arena)
         self._destroy = weakref.finalize(self, _destroy, library.destroy, self._model, self._buffers)
 
-    def _create(self, weights: Bytes, kv: Bytes, arena: Bytes) -> int:
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes reserved for the caches."""
+        return sum(n * cache.page_bytes for n, cache in zip(self.page_counts, self.plan.caches, strict=True))
+
+    def _create(self, weights: Bytes, caches: Sequence[Bytes], arena: Bytes) -> int:
         model = ctypes.c_void_p()
+        rows = [
+            KvMemory(memory.ctypes.data, n * cache.page_bytes, n)
+            for memory, n, cache in zip(caches, self.page_counts, self.plan.caches, strict=True)
+        ]
         status = self._library.create(
             ctypes.byref(model),
             weights.ctypes.data,
             weights.nbytes,
-            kv.ctypes.data,
-            self.page_count * self.plan.kv_page_bytes,
-            self.page_count,
+            (KvMemory * len(rows))(*rows),
+            len(rows),
             arena.ctypes.data,
             self.plan.arena_bytes,
             self.threads,
@@ -76,26 +90,23 @@ class CpuDevice:
     ) -> None:
         """Run one ragged step: T tokens of S sequences, R of whose rows get logits.
 
-        token_ids, positions, sequence_of_token: [T]; page_tables: [S, pages per sequence], -1 where there is none;
-        logit_rows: [R] indices into the T rows; logits: [R, vocab], C contiguous, filled here. LLC0806 on refusal.
+        token_ids, positions, sequence_of_token: [T]; page_tables: [caches, S, pages per sequence], -1 where there is
+        none; logit_rows: [R] indices into the T rows; logits: [R, vocab], C contiguous, filled here. LLC0806 on refusal.
         """
-        _check_arrays(token_ids, positions, sequence_of_token, page_tables, logit_rows, logits, self.vocab_size)
+        integers = (token_ids, positions, sequence_of_token, page_tables, logit_rows)
+        _check_arrays(*integers, logits, len(self.page_counts), self.vocab_size)
+        given = StepInput(
+            token_ids.size,
+            page_tables.shape[1],
+            page_tables.shape[2],
+            logit_rows.size,
+            *(array.ctypes.data for array in integers),
+            logits.ctypes.data,
+        )
         with self._lock:
             if self._model is None:
                 raise LlamacError("LLC0815", "model", "the model is closed", "load it again")
-            status = self._library.step(
-                self._model,
-                token_ids.size,
-                token_ids.ctypes.data,
-                positions.ctypes.data,
-                sequence_of_token.ctypes.data,
-                page_tables.shape[0],
-                page_tables.shape[1],
-                page_tables.ctypes.data,
-                logit_rows.size,
-                logit_rows.ctypes.data,
-                logits.ctypes.data,
-            )
+            status = self._library.step(self._model, ctypes.byref(given))
         if status != 0:
             reason = f"step of {token_ids.size} tokens: {self._library.status_text(status)}"
             raise LlamacError("LLC0806", self._library.where, reason, "check the file with `llamac verify`")
@@ -106,6 +117,10 @@ class CpuDevice:
             self._model = None
             self._destroy()
             self._buffers = ()  # type: ignore[assignment]
+
+
+def _cache_memory(pages: int, page_bytes: int) -> Bytes:
+    return anonymous_memory(pages * page_bytes, f"KV cache of {pages} x {page_bytes} bytes")
 
 
 def _destroy(destroy: Callable[..., None], model: int, buffers: tuple[Bytes, ...]) -> None:
@@ -120,14 +135,17 @@ def _check_arrays(
     page_tables: Int32s,
     logit_rows: Int32s,
     logits: Float32s,
+    caches: int,
     vocab_size: int,
 ) -> None:
     """A wrong shape or type here would be a wild pointer in the code: refuse it as the programming error it is."""
     integers = (token_ids, positions, sequence_of_token, page_tables, logit_rows)
     if not all(array.dtype == np.int32 and array.flags.c_contiguous for array in integers):
         raise TypeError("step needs C-contiguous int32 arrays")
-    if not token_ids.shape == positions.shape == sequence_of_token.shape or page_tables.ndim != 2:
-        raise ValueError("step needs token_ids, positions, sequence_of_token of one length and page_tables[S, P]")
+    if not token_ids.shape == positions.shape == sequence_of_token.shape or page_tables.ndim != 3:
+        raise ValueError("step needs token_ids, positions, sequence_of_token of one length and page_tables[C, S, P]")
+    if page_tables.shape[0] != caches:
+        raise ValueError(f"step needs the page tables of {caches} caches, not of {page_tables.shape[0]}")
     if logits.dtype != np.float32 or not logits.flags.c_contiguous or logits.shape != (logit_rows.size, vocab_size):
         raise ValueError(f"step needs C-contiguous float32 logits of shape ({logit_rows.size}, {vocab_size})")
 

@@ -10,7 +10,8 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -18,8 +19,12 @@ from llamac.errors import LlamacError
 
 from .device_cpu import Float32s
 from .sampler import Sampler, SamplerOptions, top_logprobs
-from .text.stream import StopStrings, StreamDecoder
+from .text.stream import StopStrings, StreamDecoder, text_with_tags
 from .text.tokenizer import TokenizerBase
+
+if TYPE_CHECKING:
+    from .text.tools.call import ToolCall
+    from .text.tools.parser import ParsedMessage
 
 StopReason = Literal["stop_id", "stop_string", "length", "context"]
 """A stop id was drawn · a stop string was completed · max_new_tokens were drawn · the context is full."""
@@ -72,6 +77,7 @@ class Generation:
 
     text: the new text (with the prompt before it when `echo` was asked), "" when the artifact has no tokenizer; it ends
     before a stop string and holds no special tokens. token_ids: every id drawn, the stop id that ended it included.
+    tagged_text: the new text with the control tokens that mark tool calls spelt out.
     """
 
     text: str
@@ -80,10 +86,33 @@ class Generation:
     stop_reason: StopReason
     logprobs: list[TokenLogprob] | None
     timings: Timings
+    tagged_text: str = ""
+
+    @cached_property
+    def message(self) -> ParsedMessage:
+        """The new text as an assistant's message: what it says, and its tool calls."""
+        from .text.tools.parser import parse
+
+        return parse(self.tagged_text, cut_off=self.stop_reason in ("length", "context"))
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The tools that the model calls, in order; see docs/prompts.md for what is recognized."""
+        return self.message.calls
+
+    def to_message(self) -> dict[str, Any]:
+        """The row with which this answer joins the history of a conversation."""
+        row: dict[str, Any] = {"role": "assistant", "content": self.message.text if self.tool_calls else self.text}
+        if self.tool_calls:
+            row["tool_calls"] = [call.to_message() for call in self.tool_calls]
+        return row
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as `llamac run --json` prints it."""
-        return asdict(self)
+        row = asdict(self)
+        del row["tagged_text"]
+        calls = [{"name": call.name, "arguments": call.arguments, "kind": call.kind} for call in self.tool_calls]
+        return row | {"tool_calls": calls}
 
 
 class Continuation:
@@ -103,12 +132,14 @@ class Continuation:
         self.token_ids: list[int] = []
         self.stop_reason: StopReason | None = None
         self.options = options
+        self._tokenizer = tokenizer
         self._context = context
         self._sampler = Sampler(options.sampling)
         self._plain_greedy = options.sampling.temperature == 0 and options.sampling.repetition_penalty == 1
         self._decoder = None if tokenizer is None else StreamDecoder(tokenizer, continuation=options.after_text)
         self._stops = StopStrings(options.stop)
         self._pieces = [echo] if echo else []
+        self._echoed = len(self._pieces)
         self._logprobs: list[TokenLogprob] = []
         self._started = self._first = self._last = time.perf_counter()
 
@@ -141,7 +172,16 @@ class Continuation:
             stop_reason=self.stop_reason,
             logprobs=None if self.options.logprobs is None else self._logprobs,
             timings=Timings(self._first - self._started, self._last - self._started),
+            tagged_text=self._tagged_text(),
         )
+
+    def _tagged_text(self) -> str:
+        """What follows a stop string is in the ids, but no part of the answer."""
+        if self._tokenizer is None:
+            return ""
+        if self.stop_reason == "stop_string":
+            return "".join(self._pieces[self._echoed :])
+        return text_with_tags(self._tokenizer, self.token_ids, continuation=self.options.after_text)
 
     def _choose(self, logits: Float32s) -> int:
         if self.options.logprobs is None and self._plain_greedy:

@@ -1,25 +1,52 @@
 """The paged KV cache: which sequence owns which page, and the arithmetic when there are none left.
 
 A page holds `page_tokens` consecutive tokens of one sequence. The token at position t of a sequence lives in page
-`table[t // page_tokens]`, slot `t % page_tokens`; the memory itself belongs to the device.
+`table[t // page_tokens]`, slot `t % page_tokens`; the memory itself belongs to the device. Each kind of attention layer
+has a pool of its own: where rows see only their own chunk of positions, a sequence uses the pages behind it again.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 from llamac.errors import LlamacError
+
+from .run_plan import MemoryPlan
+
+
+def window_pages(chunk: int, step_tokens: int, page_tokens: int) -> int:
+    """The most pages that the rows of one step can see and write, in layers that see `chunk` positions.
+
+    A step of n rows that begins in a chunk touches chunk - 1 + n positions at most, from the chunk's first on, which
+    may lie inside a page.
+    """
+    return -(-(chunk - 1 + step_tokens) // page_tokens) + (1 if chunk % page_tokens else 0)
+
+
+def make_pools(plan: MemoryPlan, page_counts: Sequence[int]) -> list[PagePool]:
+    """The pools of a plan's caches, with so many pages each."""
+    page, step = plan.kv_page_tokens, plan.max_step_tokens
+    return [PagePool(n, page, cache.chunk, step) for n, cache in zip(page_counts, plan.caches, strict=True)]
+
+
+def pages_for(plan: MemoryPlan, tokens: int) -> list[int]:
+    """The pages of each cache that one sequence of `tokens` tokens needs."""
+    return [pool.pages_for(tokens) for pool in make_pools(plan, [0] * len(plan.caches))]
 
 
 class PagePool:
     """Hands out and takes back the pages of one KV memory; the page freed last is handed out first (it is warm).
 
+    chunk: the positions that a row sees (0: all before it); step_tokens: the most rows of a step, for such pools.
     Sequences of several threads may share one.
     """
 
-    def __init__(self, page_count: int, page_tokens: int) -> None:
+    def __init__(self, page_count: int, page_tokens: int, chunk: int = 0, step_tokens: int = 1) -> None:
         self.page_count = page_count
         self.page_tokens = page_tokens
+        self.chunk = chunk
+        self._window = window_pages(chunk, step_tokens, page_tokens) if chunk else None
         self._lock = threading.Lock()
         self._free = list(range(page_count - 1, -1, -1))
 
@@ -29,8 +56,13 @@ class PagePool:
         return len(self._free)
 
     def pages_for(self, tokens: int) -> int:
-        """How many pages `tokens` tokens of one sequence fill, the last one perhaps in part."""
-        return -(-tokens // self.page_tokens)
+        """How many pages `tokens` tokens of one sequence need at most at a time, the last one perhaps in part."""
+        pages = -(-tokens // self.page_tokens)
+        return pages if self._window is None else min(pages, self._window)
+
+    def first_visible(self, position: int) -> int:
+        """The first position that a row at `position` sees."""
+        return position // self.chunk * self.chunk if self.chunk else 0
 
     def allocate(self, count: int) -> list[int]:
         """Take `count` pages, all or none; LLC0808 when fewer are free."""
@@ -54,38 +86,127 @@ class PagePool:
         return LlamacError("LLC0808", "KV cache", reason, "load the model with more sequences, or close some first")
 
 
+class PageTable:
+    """The pages of one sequence in one pool: `pages[i]` holds its i-th page_tokens tokens, -1 where nothing does.
+
+    No page before `_first` is held; pages that are owned and hold nothing wait in `_spare`.
+    """
+
+    def __init__(self, pool: PagePool) -> None:
+        self.pool = pool
+        self.pages: list[int] = []
+        self._spare: list[int] = []
+        self._first = 0
+
+    @property
+    def owned(self) -> int:
+        """Pages taken from the pool."""
+        return sum(page >= 0 for page in self.pages[self._first :]) + len(self._spare)
+
+    def reserve(self, tokens: int) -> None:
+        """Own enough pages for `tokens` tokens in all."""
+        missing = self.pool.pages_for(tokens) - self.owned
+        if missing > 0:
+            self._spare = self.pool.allocate(missing)[::-1] + self._spare
+
+    def cover(self, start: int, stop: int) -> None:
+        """Have a page for every position that rows start..stop - 1 see; what lies behind them is used again."""
+        size = self.pool.page_tokens
+        behind = self.pool.first_visible(start) // size
+        for index in range(self._first, behind):
+            if self.pages[index] >= 0:
+                self._spare.append(self.pages[index])
+                self.pages[index] = -1
+        self._first = max(self._first, behind)
+        self.pages += [-1] * (-(-stop // size) - len(self.pages))
+        for index in range(behind, len(self.pages)):
+            if self.pages[index] < 0:
+                self.pages[index] = self._spare.pop()
+
+    def resumable(self, tokens: int) -> int:
+        """The last position up to `tokens` from which rows can go on: they need what they see of the rows before."""
+        if tokens == 0:
+            return 0
+        seen = self.pool.first_visible(tokens)
+        return tokens if seen == tokens or seen // self.pool.page_tokens >= self._first else seen
+
+    def truncate(self, tokens: int) -> None:
+        """Forget everything from position `tokens` on; the pages stay owned."""
+        kept = -(-tokens // self.pool.page_tokens)
+        while len(self.pages) > kept:
+            page = self.pages.pop()
+            if page >= 0:
+                self._spare.append(page)
+        self._first = min(self._first, kept)
+
+    def trim(self) -> None:
+        """Give back the pages that hold nothing."""
+        self.pool.release(self._spare)
+        self._spare = []
+
+    def close(self) -> None:
+        """Give every page back."""
+        self.pool.release([page for page in self.pages if page >= 0] + self._spare)
+        self.pages, self._spare, self._first = [], [], 0
+
+
 class CachedSequence:
     """One sequence in the cache: the ids whose keys and values are there, and the pages that hold them."""
 
-    def __init__(self, pool: PagePool) -> None:
-        self._pool = pool
+    def __init__(self, *pools: PagePool) -> None:
+        self.tables = [PageTable(pool) for pool in pools]
         self.ids: list[int] = []
-        self.pages: list[int] = []
         self.closed = False
 
     def __len__(self) -> int:
         """Tokens in the cache: the position that the next token gets."""
         return len(self.ids)
 
+    @property
+    def pages(self) -> list[int]:
+        """The pages in the first pool."""
+        return self.tables[0].pages
+
+    def missing_pages(self, tokens: int) -> list[int]:
+        """For each pool, how many pages more than it owns the sequence needs for `tokens` tokens in all."""
+        return [table.pool.pages_for(tokens) - table.owned for table in self.tables]
+
     def reserve(self, tokens: int) -> None:
-        """Own enough pages for `tokens` tokens in all; LLC0808 (and nothing taken) when the pool has too few."""
+        """Own enough pages for `tokens` tokens in all; LLC0808 (and nothing taken) when a pool has too few."""
         if self.closed:
             raise LlamacError("LLC0815", "KV cache", "the sequence is closed", "open a new one")
-        missing = self._pool.pages_for(tokens) - len(self.pages)
-        if missing > 0:
-            self.pages += self._pool.allocate(missing)
+        for place, table in enumerate(self.tables):
+            try:
+                table.reserve(tokens)
+            except LlamacError:
+                for earlier in self.tables[:place]:
+                    earlier.trim()
+                raise
+
+    def cover(self, stop: int) -> None:
+        """Make ready to append tokens up to position `stop`, which `reserve` has provided for."""
+        for table in self.tables:
+            table.cover(len(self.ids), stop)
 
     def truncate(self, tokens: int) -> None:
-        """Forget everything from position `tokens` on; the pages stay owned until `trim` or `close`."""
-        del self.ids[tokens:]
+        """Forget everything from position `tokens` on; the pages stay owned until `trim` or `close`.
+
+        Where pages behind a chunk are gone, the sequence goes back to the chunk's first position: compare its length.
+        """
+        kept = min([tokens, *(table.resumable(tokens) for table in self.tables)])
+        kept = min([kept, *(table.resumable(kept) for table in self.tables)])
+        del self.ids[kept:]
+        for table in self.tables:
+            table.truncate(kept)
 
     def trim(self) -> None:
         """Give back the pages beyond the last token."""
-        kept = self._pool.pages_for(len(self.ids))
-        self._pool.release(self.pages[kept:])
-        del self.pages[kept:]
+        for table in self.tables:
+            table.truncate(len(self.ids))
+            table.trim()
 
     def close(self) -> None:
         """Give every page back; the sequence cannot be used afterwards."""
-        self._pool.release(self.pages)
-        self.ids, self.pages, self.closed = [], [], True
+        for table in self.tables:
+            table.close()
+        self.ids, self.closed = [], True

@@ -10,6 +10,7 @@ from llamac.artifact.read import Artifact, Check
 from llamac.errors import LlamacError
 
 from .device_cpu import CpuDevice
+from .kv import pages_for
 from .host_cpu import HostCpu, detect_host, pick_target, usable_threads
 from .model import Model
 from .native import load_library
@@ -47,8 +48,8 @@ def load(
         chosen = pick_target(plan.targets, host or detect_host(), target)
         library = load_library(artifact.member_bytes(chosen.code), chosen.code)
         weights = artifact.map(plan.weight_members[chosen.layout])
-        page_count = sequences * -(-length // plan.memory.kv_page_tokens)
-        device = CpuDevice(library, plan.memory, plan.vocab_size, weights, page_count, threads or usable_threads())
+        pages = [sequences * count for count in pages_for(plan.memory, length)]
+        device = CpuDevice(library, plan.memory, plan.vocab_size, weights, pages, threads or usable_threads())
     except BaseException:
         artifact.close()
         raise

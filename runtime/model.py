@@ -26,9 +26,11 @@ from .sampler import SamplerOptions
 from .scheduler import Progress, run_together
 from .session import Session
 from .text.tokenizer import TokenizerBase, load_tokenizer
+from .text.tokenizer_files import StoredFiles
 
 if TYPE_CHECKING:
     from .text.chat import ChatTemplate
+    from .text.tools.offered import Tool
 
 Prompt = str | Sequence[int] | npt.NDArray[np.integer[Any]]
 Message = Mapping[str, Any]
@@ -140,7 +142,7 @@ class Model:
         if stored is None:
             reason = "the artifact has no tokenizer: it takes and gives token ids only"
             raise LlamacError("LLC0813", "tokenizer", reason, "pass ids, or compile from a checkpoint with a tokenizer")
-        files = {name: self._artifact.member_bytes(member) for name, member in stored["files"].items()}
+        files = StoredFiles(stored["files"], self._artifact.member_bytes)
         info = {"bos_id": self.plan.bos_id, "add_bos": self.plan.add_bos, **stored["info"]}
         return load_tokenizer(stored["kind"], files, info)
 
@@ -150,7 +152,8 @@ class Model:
         member = self.manifest["chat_template"]
         if member is None:
             reason = "the artifact has no chat template: the model was not made for conversation"
-            raise LlamacError("LLC0814", "chat template", reason, "use generate with a plain prompt")
+            hint = "use generate with a plain prompt, or name a chat format (docs/prompts.md)"
+            raise LlamacError("LLC0814", "chat template", reason, hint)
         from .text.chat import ChatTemplate
 
         return ChatTemplate(self._artifact.member_bytes(member).decode("utf-8"))
@@ -161,12 +164,22 @@ class Model:
             return self.tokenizer.encode(prompt)
         return [int(token_id) for token_id in prompt]
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool] | None = None, chat_format: str | None = None
+    ) -> list[int]:
         """Ids of a conversation in the model's own chat format, ready for the assistant's next words.
 
+        tools: what the model may call, functions as JSON descriptions and built-in tools by name. chat_format: one of
+        the family's own formats by name, instead of the artifact's template (docs/prompts.md lists them).
         Control tokens spelt out inside a message stay plain text: nobody ends a turn from within what they say.
         """
-        return self.chat_template.encode(self.tokenizer, messages)
+        from .text.conversation_ids import encode_messages
+
+        stored = self.manifest["tokenizer"] or {"info": {}}
+        own = None if self.manifest["chat_template"] is not None else stored["info"].get("chat_format")
+        name = chat_format or own
+        template = None if name is not None else self.chat_template
+        return encode_messages(self.tokenizer, messages, tools, template, name)
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
         """Continue one prompt (text, or token ids). Raises LLC0809 when it is longer than the context."""
@@ -182,15 +195,29 @@ class Model:
         outcomes = {step.request: step.outcome for step in run_together(self.session, continuations) if step.outcome}
         return [outcomes[index] for index in range(len(prompts))]
 
-    def chat(self, messages: Sequence[Message], **options: Unpack[GenerateOptions]) -> Generation:
-        """The assistant's answer to `messages`, rows of {"role": ..., "content": ...}."""
-        return self.stream_chat(messages, **options).outcome
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        chat_format: str | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Generation:
+        """The assistant's answer to `messages`, rows of {"role": ..., "content": ...}; its calls are `.tool_calls`."""
+        return self.stream_chat(messages, tools=tools, chat_format=chat_format, **options).outcome
 
     def stream_chat(
-        self, messages: Sequence[Message], *, sequence: CachedSequence | None = None, **options: Unpack[GenerateOptions]
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        chat_format: str | None = None,
+        sequence: CachedSequence | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> TextStream:
         """As `chat`, piece by piece. `sequence`, from `session.open()`, keeps the cache between turns."""
-        continuation = self._continuation(self.encode_chat(messages), options, after_text=False)
+        prompt_ids = self.encode_chat(messages, tools=tools, chat_format=chat_format)
+        continuation = self._continuation(prompt_ids, options, after_text=False)
         return TextStream(run_together(self.session, [continuation], sequence))
 
     def logits(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Float32s:

@@ -11,26 +11,40 @@ import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 from llamac.errors import LlamacError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """The native interface this runtime speaks: `llamac_abi_version()` of every code member must answer it."""
 
 _POINTER, _U32, _U64, _INT = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int
+
+
+class KvMemory(ctypes.Structure):
+    """`llamac_kv_memory`: the memory of one cache."""
+
+    _fields_: ClassVar = [("base", _POINTER), ("bytes", _U64), ("pages", _U32)]
+
+
+class StepInput(ctypes.Structure):
+    """`llamac_step_input`: what a step runs."""
+
+    _fields_: ClassVar = [
+        *((name, _U32) for name in ("tokens", "sequences", "pages_per_sequence", "logit_count")),
+        *((name, _POINTER) for name in ("token_ids", "positions", "sequence_of_token", "page_tables", "logit_rows")),
+        ("logits", _POINTER),
+    ]
+
 
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "llamac_abi_version": (_U32, []),
     "llamac_create": (
         _INT,
-        [ctypes.POINTER(_POINTER), _POINTER, _U64, _POINTER, _U64, _U32, _POINTER, _U64, _U32],
+        [ctypes.POINTER(_POINTER), _POINTER, _U64, ctypes.POINTER(KvMemory), _U32, _POINTER, _U64, _U32],
     ),
     "llamac_destroy": (None, [_POINTER]),
-    "llamac_step": (
-        _INT,
-        [_POINTER, _U32, _POINTER, _POINTER, _POINTER, _U32, _U32, _POINTER, _U32, _POINTER, _POINTER],
-    ),
+    "llamac_step": (_INT, [_POINTER, ctypes.POINTER(StepInput)]),
     "llamac_status_text": (ctypes.c_char_p, [_INT]),
 }
 """Function -> (result, arguments) of the C interface; `docs/` has the header that says what each argument means."""

@@ -6,7 +6,7 @@ file would become a wild pointer or an endless loop: LLC0802 names the first key
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,21 @@ LARGEST_COUNT = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
+class CachePlan:
+    """The cache of one kind of attention layer; rows see their own block of `chunk` positions, 0: all before them."""
+
+    chunk: int
+    layers: int
+    page_bytes: int
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """What the compiler planned: sizes in bytes unless the name says otherwise."""
 
     arena_bytes: int
     kv_page_tokens: int
-    kv_page_bytes: int
+    caches: tuple[CachePlan, ...]
     kv_dtype: str
     max_step_tokens: int
     weight_bytes: int
@@ -89,11 +98,23 @@ def _read_memory(memory: Mapping[str, Any]) -> MemoryPlan:
     return MemoryPlan(
         arena_bytes=_within("memory.arena_bytes", memory["arena_bytes"], 0, LARGEST_BUFFER_BYTES),
         kv_page_tokens=_within("memory.kv_page_tokens", memory["kv_page_tokens"], 1, LARGEST_COUNT),
-        kv_page_bytes=_within("memory.kv_page_bytes", memory["kv_page_bytes"], 1, LARGEST_BUFFER_BYTES),
+        caches=_read_caches(memory["caches"]),
         kv_dtype=memory["kv_dtype"],
         max_step_tokens=_within("memory.max_step_tokens", memory["max_step_tokens"], 1, LARGEST_COUNT),
         weight_bytes=memory["weight_bytes"],
         weight_bytes_per_token=memory["weight_bytes_per_token"],
+    )
+
+
+def _read_caches(rows: Sequence[Mapping[str, Any]]) -> tuple[CachePlan, ...]:
+    _within("memory.caches", len(rows), 1, 16)
+    return tuple(
+        CachePlan(
+            _within("memory.caches[].chunk", row["chunk"], 0, LARGEST_COUNT),
+            _within("memory.caches[].layers", row["layers"], 1, LARGEST_COUNT),
+            _within("memory.caches[].page_bytes", row["page_bytes"], 1, LARGEST_BUFFER_BYTES),
+        )
+        for row in rows
     )
 
 

@@ -76,8 +76,8 @@ def _admit(
         request, continuation = waiting[0]
         sequence = session.open() if kept is None else kept
         sequence.truncate(_shared(sequence.ids, continuation.prompt_ids))
-        missing = session.pool.pages_for(continuation.most_tokens) - len(sequence.pages)
-        if missing > session.pool.free_pages and running:
+        missing = sequence.missing_pages(continuation.most_tokens)
+        if running and any(n > pool.free_pages for n, pool in zip(missing, session.pools, strict=True)):
             return
         sequence.reserve(continuation.most_tokens)
         running.append(_Running(request, continuation, sequence, kept is not None))

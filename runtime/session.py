@@ -18,7 +18,7 @@ import numpy as np
 from llamac.errors import LlamacError
 
 from .device_cpu import Float32s, Int32s
-from .kv import CachedSequence, PagePool
+from .kv import CachedSequence, make_pools
 from .run_plan import MemoryPlan
 
 WantedRows = Literal["last", "all", "none"]
@@ -29,7 +29,7 @@ class StepDevice(Protocol):
 
     plan: MemoryPlan
     vocab_size: int
-    page_count: int
+    page_counts: Sequence[int]
 
     def step(
         self,
@@ -58,7 +58,7 @@ class Session:
     def __init__(self, device: StepDevice, context: int) -> None:
         self.device = device
         self.context = context
-        self.pool = PagePool(device.page_count, device.plan.kv_page_tokens)
+        self.pools = make_pools(device.plan, device.page_counts)
 
     @property
     def max_step_tokens(self) -> int:
@@ -67,7 +67,7 @@ class Session:
 
     def open(self) -> CachedSequence:
         """A new, empty sequence; `close` it to give its pages back."""
-        return CachedSequence(self.pool)
+        return CachedSequence(*self.pools)
 
     def check_prompt(self, ids: Sequence[int]) -> None:
         """Refuse what cannot run: no ids (LLC0810), more than the context (LLC0809), ids not in the vocabulary."""
@@ -103,6 +103,8 @@ class Session:
             self._check_length(len(feed.sequence) + len(feed.ids))
             self._check_ids(feed.ids)
             feed.sequence.reserve(len(feed.sequence) + len(feed.ids))
+        for feed in feeds:
+            feed.sequence.cover(len(feed.sequence) + len(feed.ids))
         rows = _logit_rows(feeds, counts)
         logits = np.empty((rows.size, self.device.vocab_size), np.float32) if out is None else out
         self.device.step(
@@ -147,10 +149,13 @@ def _positions(feed: Feed) -> Int32s:
 
 
 def _page_tables(feeds: Sequence[Feed]) -> Int32s:
-    """[sequences, pages of the longest], -1 where a shorter sequence has no page."""
-    tables = np.full((len(feeds), max(len(feed.sequence.pages) for feed in feeds)), -1, np.int32)
-    for row, feed in zip(tables, feeds, strict=True):
-        row[: len(feed.sequence.pages)] = feed.sequence.pages
+    """[caches, sequences, pages of the longest], -1 where a sequence has no page."""
+    owned = [[table.pages for table in feed.sequence.tables] for feed in feeds]
+    longest = max(len(pages) for row in owned for pages in row)
+    tables = np.full((len(owned[0]), len(feeds), longest), -1, np.int32)
+    for sequence, row in enumerate(owned):
+        for cache, pages in enumerate(row):
+            tables[cache, sequence, : len(pages)] = pages
     return tables
 
 

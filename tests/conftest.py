@@ -91,7 +91,7 @@ def _manifest() -> dict[str, Any]:
         "memory": {
             "arena_bytes": 128,
             "kv_page_tokens": 4,
-            "kv_page_bytes": 64,
+            "caches": [{"chunk": 0, "layers": 1, "page_bytes": 64}],
             "kv_dtype": "f32",
             "max_step_tokens": 8,
             "weight_bytes": 4096,
@@ -165,7 +165,7 @@ def _compile(output: Path, abi_version: int) -> bytes:
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     """The maker of toy artifacts."""
     folder = tmp_path_factory.mktemp("toy")
-    return Toy(folder, _compile(folder / "toy.so", 1))
+    return Toy(folder, _compile(folder / "toy.so", 2))
 
 
 @pytest.fixture(scope="session")
@@ -175,9 +175,9 @@ def toy_artifact(toy: Toy) -> Path:
 
 
 @pytest.fixture(scope="session")
-def code_of_abi_2(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The toy's code, saying that it speaks native interface 2."""
-    return _compile(tmp_path_factory.mktemp("abi2") / "toy.so", 2)
+def code_of_abi_1(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The toy's code, saying that it speaks native interface 1."""
+    return _compile(tmp_path_factory.mktemp("abi1") / "toy.so", 1)
 
 
 @pytest.fixture(name="toy_logits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llamac.ir.types import CacheType
@@ -9,7 +10,7 @@ from llamac.ir.types import CacheType
 if TYPE_CHECKING:
     from .codegen import Limits
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 
 def banner(title: str) -> str:
@@ -22,37 +23,47 @@ def banner(title: str) -> str:
     )
 
 
-def declarations(limits: Limits, cache: CacheType) -> str:
+def declarations(limits: Limits, caches: Sequence[CacheType]) -> str:
     """Sizes of this model and the state that every step sees."""
+    page_bytes = ", ".join(f"UINT64_C({cache.page_bytes})" for cache in caches)
+    chunks = ", ".join(str(cache.chunk) for cache in caches)
     return f"""
 enum {{
   VOCABULARY = {limits.vocab},
   CONTEXT = {limits.context},
   MAX_TOKENS = {limits.max_tokens},
-  PAGE_TOKENS = {cache.page},
+  PAGE_TOKENS = {caches[0].page},
+  CACHES = {len(caches)},
 }};
-#define PAGE_BYTES UINT64_C({cache.page_bytes})
 #define ARENA_BYTES UINT64_C({limits.arena_bytes})
 #define WEIGHT_BYTES UINT64_C({limits.weight_bytes})
 
+/* One cache for each kind of layer. Rows see the positions of their own block of CHUNK only; 0: all before them. */
+static const uint64_t PAGE_BYTES[CACHES] = {{{page_bytes}}};
+static const uint32_t CHUNK[CACHES] = {{{chunks}}};
+
+{_MEMORY_STRUCT}
+{_INPUT_STRUCT}
 typedef struct {{
   llamac_pool *pool;
   const uint8_t *weights;
-  uint8_t *kv, *arena;
-  uint32_t page_count;
+  uint8_t *arena;
+  llamac_kv_memory kv[CACHES];
 }} model_state;
 
 typedef struct {{
   const uint8_t *weights;
-  uint8_t *kv, *arena;
-  uint32_t tokens, logit_count, pages_per_sequence;
+  uint8_t *arena;
+  const llamac_kv_memory *kv;
+  uint32_t tokens, logit_count, sequences, pages_per_sequence;
   const int32_t *token_ids, *positions, *sequence_of_token, *page_tables, *logit_rows;
   float *logits;
 }} step_args;
 
-static inline llamac_kv cache_of(const step_args *s)
+static inline llamac_kv cache_of(const step_args *s, size_t cache)
 {{
-  return (llamac_kv){{s->kv, PAGE_BYTES, s->page_tables, s->pages_per_sequence}};
+  const size_t table = (size_t)s->sequences * s->pages_per_sequence;
+  return (llamac_kv){{s->kv[cache].base, PAGE_BYTES[cache], s->page_tables + cache * table, s->pages_per_sequence}};
 }}
 """
 
@@ -76,6 +87,22 @@ def example() -> str:
     """A C program that runs one greedy step through the ABI."""
     return _EXAMPLE
 
+
+_MEMORY_STRUCT = """/* The memory of one cache: `pages` pages, zeroed, 64-byte aligned, `bytes` in all. */
+typedef struct {
+  uint8_t *base;
+  uint64_t bytes;
+  uint32_t pages;
+} llamac_kv_memory;
+"""
+
+_INPUT_STRUCT = """/* What a step runs: see llamac_step. */
+typedef struct {
+  uint32_t tokens, sequences, pages_per_sequence, logit_count;
+  const int32_t *token_ids, *positions, *sequence_of_token, *page_tables, *logit_rows;
+  float *logits;
+} llamac_step_input;
+"""
 
 _TRACE = """
 enum { NO_LAYER = UINT32_MAX };
@@ -111,7 +138,7 @@ static const char *const status_texts[] = {
     "the threads could not be started",
 };
 
-EXPORT uint32_t llamac_abi_version(void) { return 1; }
+EXPORT uint32_t llamac_abi_version(void) { return 2; }
 
 EXPORT const char *llamac_status_text(int status)
 {
@@ -119,16 +146,23 @@ EXPORT const char *llamac_status_text(int status)
   return status >= 0 && status < count ? status_texts[status] : "unknown status";
 }
 
-EXPORT int llamac_create(void **out, const uint8_t *weights, uint64_t weights_bytes, uint8_t *kv, uint64_t kv_bytes,
-    uint32_t page_count, uint8_t *arena, uint64_t arena_bytes, uint32_t threads)
+EXPORT int llamac_create(void **out, const uint8_t *weights, uint64_t weights_bytes, const llamac_kv_memory *kv,
+    uint32_t caches, uint8_t *arena, uint64_t arena_bytes, uint32_t threads)
 {
   *out = NULL;
-  if (weights_bytes < WEIGHT_BYTES || page_count == 0 || page_count > INT32_MAX || kv_bytes / PAGE_BYTES < page_count ||
-      arena_bytes < ARENA_BYTES || threads == 0 || ((uintptr_t)weights | (uintptr_t)kv | (uintptr_t)arena) % 64)
+  if (weights_bytes < WEIGHT_BYTES || arena_bytes < ARENA_BYTES || threads == 0 || caches != CACHES ||
+      ((uintptr_t)weights | (uintptr_t)arena) % 64)
     return 7;
+  for (uint32_t c = 0; c < CACHES; c++)
+    if (kv[c].pages == 0 || kv[c].pages > INT32_MAX || kv[c].bytes / PAGE_BYTES[c] < kv[c].pages ||
+        (uintptr_t)kv[c].base % 64)
+      return 7;
   model_state *m = malloc(sizeof *m);
   if (m == NULL) return 8;
-  *m = (model_state){llamac_pool_create(threads), weights, kv, arena, page_count};
+  m->pool = llamac_pool_create(threads);
+  m->weights = weights;
+  m->arena = arena;
+  memcpy(m->kv, kv, sizeof m->kv);
   if (m->pool == NULL) {
     free(m);
     return 8;
@@ -144,78 +178,92 @@ EXPORT void llamac_destroy(void *model)
   free(model);
 }
 
+/* Whether every page that row t sees in a cache is there. */
+static int has_pages(const model_state *m, const step_args *s, uint32_t t, uint32_t cache)
+{
+  const int32_t *tables = s->page_tables + (size_t)cache * s->sequences * s->pages_per_sequence;
+  const int32_t *table = tables + (size_t)s->sequence_of_token[t] * s->pages_per_sequence;
+  const uint32_t last = (uint32_t)s->positions[t] / PAGE_TOKENS;
+  for (uint32_t p = (uint32_t)(llamac_first_visible(s->positions[t], CHUNK[cache]) / PAGE_TOKENS); p <= last; p++)
+    if (table[p] < 0 || (uint32_t)table[p] >= m->kv[cache].pages) return 0;
+  return 1;
+}
+
 /* Every index is checked before anything runs: the kernels trust what they are given. */
-static int check(const model_state *m, const step_args *s, uint32_t sequences)
+static int check(const model_state *m, const step_args *s)
 {
   if (s->tokens == 0 || s->tokens > MAX_TOKENS || s->logit_count > s->tokens) return 4;
   for (uint32_t t = 0; t < s->tokens; t++) {
     if (s->token_ids[t] < 0 || s->token_ids[t] >= VOCABULARY) return 1;
     if (s->positions[t] < 0 || s->positions[t] >= CONTEXT) return 3;
-    if (s->sequence_of_token[t] < 0 || (uint32_t)s->sequence_of_token[t] >= sequences) return 6;
-    const uint32_t last = (uint32_t)s->positions[t] / PAGE_TOKENS;
-    if (last >= s->pages_per_sequence) return 2;
-    const int32_t *table = s->page_tables + (size_t)s->sequence_of_token[t] * s->pages_per_sequence;
-    if (t + 1 < s->tokens && s->sequence_of_token[t + 1] == s->sequence_of_token[t] &&
-        s->positions[t + 1] >= s->positions[t])
-      continue; /* a later row of the same run looks at these pages and more */
-    for (uint32_t p = 0; p <= last; p++)
-      if (table[p] < 0 || (uint32_t)table[p] >= m->page_count) return 2;
+    if (s->sequence_of_token[t] < 0 || (uint32_t)s->sequence_of_token[t] >= s->sequences) return 6;
+    if ((uint32_t)s->positions[t] / PAGE_TOKENS >= s->pages_per_sequence) return 2;
+  }
+  for (uint32_t t = 0; t < s->tokens; t++) {
+    const int is_covered = t + 1 < s->tokens && s->sequence_of_token[t + 1] == s->sequence_of_token[t] &&
+        s->positions[t + 1] >= s->positions[t];
+    for (uint32_t c = 0; c < CACHES; c++) {
+      /* A later row of the same run looks at these pages and more, unless a new chunk begins in between. */
+      const int is_same_chunk = is_covered && llamac_first_visible(s->positions[t + 1], CHUNK[c]) ==
+          llamac_first_visible(s->positions[t], CHUNK[c]);
+      if (!is_same_chunk && !has_pages(m, s, t, c)) return 2;
+    }
   }
   for (uint32_t r = 0; r < s->logit_count; r++)
     if (s->logit_rows[r] < 0 || (uint32_t)s->logit_rows[r] >= s->tokens) return 5;
   return 0;
 }
 
-EXPORT int llamac_step(void *model, uint32_t tokens, const int32_t *token_ids, const int32_t *positions,
-    const int32_t *sequence_of_token, uint32_t sequences, uint32_t pages_per_sequence, const int32_t *page_tables,
-    uint32_t logit_count, const int32_t *logit_rows, float *logits)
+EXPORT int llamac_step(void *model, const llamac_step_input *in)
 {
   model_state *m = model;
-  step_args s = {m->weights, m->kv, m->arena, tokens, logit_count, pages_per_sequence, token_ids, positions,
-      sequence_of_token, page_tables, logit_rows, logits};
-  const int status = check(m, &s, sequences);
+  step_args s = {m->weights, m->arena, m->kv, in->tokens, in->logit_count, in->sequences, in->pages_per_sequence,
+      in->token_ids, in->positions, in->sequence_of_token, in->page_tables, in->logit_rows, in->logits};
+  const int status = check(m, &s);
   if (status == 0) llamac_pool_run(m->pool, step, &s);
   return status;
 }
 """
 
-_HEADER = """/* The step ABI of a llamac CPU code member, version 1. No dependency but libc, libm and libpthread. */
+_HEADER = f"""/* The step ABI of a llamac CPU code member, version {ABI_VERSION}. No dependency but libc, libm and libpthread. */
 #ifndef LLAMAC_STEP_H
 #define LLAMAC_STEP_H
 #include <stdint.h>
 #ifdef __cplusplus
-extern "C" {
+extern "C" {{
 #endif
 
-/* The version of this ABI: 1. */
+{_MEMORY_STRUCT}
+{_INPUT_STRUCT}
+/* The version of this ABI: {ABI_VERSION}. */
 uint32_t llamac_abi_version(void);
 
 /* Makes a model over memory that the caller owns and keeps until llamac_destroy.
-   weights: the weight member of the artifact, page aligned. kv: page_count pages of kv_page_bytes, zeroed, 64-byte
-   aligned. arena: arena_bytes, 64-byte aligned. The sizes stand in the manifest under "memory". Returns a status. */
-int llamac_create(void **model, const uint8_t *weights, uint64_t weights_bytes, uint8_t *kv, uint64_t kv_bytes,
-    uint32_t page_count, uint8_t *arena, uint64_t arena_bytes, uint32_t threads);
+   weights: the weight member of the artifact, page aligned. kv: one memory for each row of "memory": "caches" in the
+   manifest, `caches` in all. arena: arena_bytes, 64-byte aligned. The sizes stand in the manifest under "memory".
+   Returns a status. */
+int llamac_create(void **model, const uint8_t *weights, uint64_t weights_bytes, const llamac_kv_memory *kv,
+    uint32_t caches, uint8_t *arena, uint64_t arena_bytes, uint32_t threads);
 void llamac_destroy(void *model);
 
 /* Runs `tokens` rows of any number of sequences. Row t is token token_ids[t] at position positions[t] of sequence
-   sequence_of_token[t]; rows of one sequence come in increasing position order. Position p of sequence s lives in page
-   page_tables[s * pages_per_sequence + p / 256], slot p % 256. logits[i] (one vocabulary wide) belongs to row
-   logit_rows[i]. A row's result does not depend on the other rows, on the number of threads or on how the rows are cut
-   into steps. One call at a time per model. Returns a status; nothing has run unless it is 0. */
-int llamac_step(void *model, uint32_t tokens, const int32_t *token_ids, const int32_t *positions,
-    const int32_t *sequence_of_token, uint32_t sequences, uint32_t pages_per_sequence, const int32_t *page_tables,
-    uint32_t logit_count, const int32_t *logit_rows, float *logits);
+   sequence_of_token[t]; rows of one sequence come in increasing position order. In cache c, position p of sequence s
+   lives in page page_tables[(c * sequences + s) * pages_per_sequence + p / 256], slot p % 256; entries of pages that no
+   row of the step sees may be -1. logits[i] (one vocabulary wide) belongs to row logit_rows[i]. A row's result does not
+   depend on the other rows, on the number of threads or on how the rows are cut into steps. One call at a time per
+   model. Returns a status; nothing has run unless it is 0. */
+int llamac_step(void *model, const llamac_step_input *input);
 
 /* 0 ok, 1 token id, 2 page, 3 position, 4 too many tokens, 5 logit row, 6 sequence, 7 sizes at create, 8 threads. */
 const char *llamac_status_text(int status);
 
 #ifdef __cplusplus
-}
+}}
 #endif
 #endif
 """
 
-_EXAMPLE = """/* Greedy generation through the step ABI, from C alone.
+_EXAMPLE = """/* Greedy generation through the step ABI, from C alone, for a model with one cache.
 
      unzip -p model.llamac weights/cpu-panel16.bin > weights.bin
      cc -O2 example.c ./model.so -o example
@@ -233,7 +281,8 @@ _EXAMPLE = """/* Greedy generation through the step ABI, from C alone.
 static int run(void *model, int32_t token, int32_t position, float *logits)
 {
   const int32_t sequence = 0, page_table[2] = {0, 1}, row = 0;
-  return llamac_step(model, 1, &token, &position, &sequence, 1, 2, page_table, 1, &row, logits);
+  const llamac_step_input input = {1, 1, 2, 1, &token, &position, &sequence, page_table, &row, logits};
+  return llamac_step(model, &input);
 }
 
 int main(int argc, char **argv)
@@ -253,7 +302,8 @@ int main(int argc, char **argv)
   uint8_t *arena = mmap(NULL, arena_bytes, PROT_READ | PROT_WRITE, private, -1, 0);
   float *logits = malloc(sizeof(float) * vocabulary);
   void *model;
-  int status = llamac_create(&model, weights, info.st_size, kv, pages * page_bytes, pages, arena, arena_bytes, 1);
+  const llamac_kv_memory cache = {kv, pages * page_bytes, pages};
+  int status = llamac_create(&model, weights, info.st_size, &cache, 1, arena, arena_bytes, 1);
   int32_t token = 0;
   for (int position = 0; status == 0 && position < prompt + 8; position++) {
     token = position < prompt ? atoi(argv[5 + position]) : token;

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from llamac.analysis.weight_plan import PlacedWeight
 from llamac.errors import LlamacError
 from llamac.ir.graph import Graph, Module, Op, Weight
+from llamac.ir.kv_groups import kv_groups
 from llamac.ir.layouts import format_of
+from llamac.ir.types import CacheType
 
 from . import abi
 from .emitters import FunctionEmitter
@@ -50,9 +52,10 @@ class Generator:
     kernels: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> str:
-        self.cache = self.module.step.argument("cache").cache
-        if self.cache.head_dim > LARGEST_HEAD:
-            reason = f"heads of {self.cache.head_dim} are wider than the attention kernel's {LARGEST_HEAD}"
+        self.caches = [g.type for g in kv_groups(self.module.step)]
+        widest = max(cache.head_dim for cache in self.caches)
+        if widest > LARGEST_HEAD:
+            reason = f"heads of {widest} are wider than the attention kernel's {LARGEST_HEAD}"
             raise LlamacError("LLC0605", "attention", reason, "this architecture needs another backend")
         bodies = []
         for name, graph in self.module.graphs.items():
@@ -62,7 +65,7 @@ class Generator:
         parts = [
             abi.banner(self.title),
             kernel_source(),
-            abi.declarations(self.limits, self.cache),
+            abi.declarations(self.limits, self.caches),
             *([abi.trace()] if self.trace else []),
             "/* Kernels of this model: shapes and formats are constants, so the compiler specializes each. */\n",
             *self.kernels.values(),
@@ -95,17 +98,36 @@ class Generator:
             )
         return name
 
+    def group(self, cache: CacheType) -> int:
+        """The number of the group of layers that a cache belongs to: groups differ in their chunk."""
+        return [c.chunk for c in self.caches].index(cache.chunk)
+
+    def expert_linear(self, op: Op) -> str:
+        """The name of the function for the experts' shape and format."""
+        fmt, rows, columns = format_of(str(op.attributes["format"])), op.attributes["rows"], op.attributes["columns"]
+        experts = op.attributes["experts"]
+        name = f"experts_{fmt.name}_{experts}x{rows}x{columns}"
+        x = "const float *x, size_t ldx" if fmt.is_dense else "llamac_quantized x"
+        given = "x, ldx" if fmt.is_dense else "x"
+        call = "llamac_expert_dense" if fmt.is_dense else "llamac_expert_grouped"
+        self.kernels[name] = (
+            f"static __attribute__((noinline)) void {name}(const llamac_thread *th, float *y, size_t ldy, {x},\n"
+            f"    const int32_t *offsets, const uint8_t *w)\n{{\n"
+            f"  {call}(th, y, ldy, {given}, offsets, w, {rows}, {columns}, {experts}, {c_format(fmt)});\n}}\n"
+        )
+        return name
+
     def attention(self, op: Op) -> str:
-        """The name of the attention function for this head count and scale."""
-        heads, scale = op.attributes["heads"], op.attributes["scale"]
-        name = f"attention_{heads}x{self.cache.head_dim}"
+        """The name of the attention function for this head count, scale and group of layers."""
+        heads, scale, cache = op.attributes["heads"], op.attributes["scale"], op.operands[1].cache
+        name = f"attention_{heads}x{cache.head_dim}{f'_chunk{cache.chunk}' if cache.chunk else ''}"
         assert isinstance(scale, float)
         body = (
             f"static __attribute__((noinline)) void {name}(const llamac_thread *th, const step_args *s, float *out, "
             f"size_t ld_out,\n    const float *q, size_t ldq, uint32_t layer)\n{{\n"
-            f"  llamac_attention(th, out, ld_out, q, ldq, s->tokens, cache_of(s), layer, {heads}, "
-            f"{self.cache.kv_heads}, {self.cache.head_dim},\n      {C_TYPES[self.cache.dtype.name]}, "
-            f"{c_float(scale)}, s->positions, s->sequence_of_token);\n}}\n"
+            f"  llamac_attention(th, out, ld_out, q, ldq, s->tokens, cache_of(s, {self.group(cache)}), layer, {heads}, "
+            f"{cache.kv_heads}, {cache.head_dim},\n      {C_TYPES[cache.dtype.name]}, "
+            f"{c_float(scale)}, {cache.chunk}, s->positions, s->sequence_of_token);\n}}\n"
         )
         if self.kernels.setdefault(name, body) != body:
             raise LlamacError("LLC0605", op.location, "layers scale their attention differently")

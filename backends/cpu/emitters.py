@@ -7,12 +7,14 @@ from llamac.errors import LlamacError
 from llamac.ir.graph import Op, Value, Weight
 from llamac.ir.layouts import format_of
 
-from .frame import Frame, Place
+from .attention_emitters import AttentionEmitters
+from .frame import Place
 from .hazards import Hazards, Region
-from .literals import C_TYPES, c_float, c_format
+from .literals import c_float, c_format
+from .routing_emitters import RoutingEmitters
 
 
-class FunctionEmitter(Frame):
+class FunctionEmitter(AttentionEmitters, RoutingEmitters):
     """A C function, op by op."""
 
     def emit_embed_rows(self, op: Op) -> None:
@@ -39,7 +41,7 @@ class FunctionEmitter(Frame):
         x = self.place(op.operands[0])
         outs = [self.output(op, i) for i in range(3)]
         self.call(
-            f"llamac_quantize_rows(th, {self._quantized(outs)}, {x.pointer}, {x.stride}, {self.rows(op.results[0])}, "
+            f"llamac_quantize_rows(th, {self.quantized(outs)}, {x.pointer}, {x.stride}, {self.rows(op.results[0])}, "
             f"{op.operands[0].tensor.shape[-1]}, {self._group(op.results[0])});",
             [op.operands[0]],
             outs,
@@ -50,7 +52,7 @@ class FunctionEmitter(Frame):
         outs = [self.output(op, i) for i in range(3)]
         assert isinstance(eps, float)
         self.call(
-            f"llamac_rms_norm_quantize(th, {self._quantized(outs)}, {x.pointer}, {x.stride}, "
+            f"llamac_rms_norm_quantize(th, {self.quantized(outs)}, {x.pointer}, {x.stride}, "
             f"{self.rows(op.results[0])}, {op.operands[0].tensor.shape[-1]}, "
             f"(const float *)({self.weight(op.operands[1])}), {c_float(eps)}, {self._group(op.results[0])});",
             [op.operands[0]],
@@ -61,14 +63,11 @@ class FunctionEmitter(Frame):
         x = self.place(op.operands[0])
         outs = [self.output(op, i) for i in range(3)]
         self.call(
-            f"llamac_swiglu_quantize(th, {self._quantized(outs)}, {x.pointer}, {x.stride}, "
+            f"llamac_swiglu_quantize(th, {self.quantized(outs)}, {x.pointer}, {x.stride}, "
             f"{self.rows(op.results[0])}, {x.stride // 2}, {self._group(op.results[0])});",
             [op.operands[0]],
             outs,
         )
-
-    def _quantized(self, places: list[Place]) -> str:
-        return f"(llamac_quantized){{{', '.join(p.pointer for p in places)}}}"
 
     def _group(self, quants: Value) -> int:
         """The weight group that these activations were quantized for: it decides their padding and blocks."""
@@ -83,7 +82,7 @@ class FunctionEmitter(Frame):
 
     def emit_linear_grouped(self, op: Op) -> None:
         *x, weight = op.operands[:4]
-        self._linear(op, self._quantized([self.place(v) for v in x]), list(x), weight, list(op.operands[4:]))
+        self._linear(op, self.quantized([self.place(v) for v in x]), list(x), weight, list(op.operands[4:]))
 
     def _linear(self, op: Op, x: str, reads: list[Value], weight: Value, residual: list[Value]) -> None:
         out = self.output(op)
@@ -114,41 +113,6 @@ class FunctionEmitter(Frame):
             [],
             [cos, sin],
         )
-
-    def emit_rope_append(self, op: Op) -> None:
-        qkv, cos, sin = (self.place(v) for v in op.operands[1:4])
-        cache, heads, layer = op.operands[0].cache, op.attributes["heads"], op.attributes["layer"]
-        assert isinstance(heads, int)
-        if placement(op)[1] != self._offset_of(op.operands[1]):
-            raise LlamacError("LLC0605", op.location, "q must be rotated in place")
-        h, q_width, k_width = cache.head_dim, heads * cache.head_dim, cache.kv_heads * cache.head_dim
-        self.call(
-            f"llamac_rope_rows(th, {qkv.pointer}, {qkv.stride}, s->tokens, {heads}, {h}, "
-            f"{cos.pointer}, {sin.pointer});\n"
-            f"  llamac_kv_append(th, cache_of(s), {layer}, {cache.kv_heads}, {h}, {C_TYPES[cache.dtype.name]}, "
-            f"{qkv.pointer} + {q_width}, {qkv.stride},\n      {qkv.pointer} + {q_width + k_width}, {qkv.stride}, "
-            f"s->tokens, s->positions, s->sequence_of_token, {cos.pointer}, {sin.pointer});",
-            list(op.operands[1:4]),
-            [qkv],
-            (Region("cache"),),
-        )
-        self.places[op.results[1]] = qkv
-
-    def _offset_of(self, value: Value) -> int | None:
-        producer = value.producer
-        return placement(producer)[producer.results.index(value)] if producer is not None else None
-
-    def emit_attend(self, op: Op) -> None:
-        q, out, layer = self.place(op.operands[0]), self.output(op), op.attributes["layer"]
-        if self.hazards.conflicts([Region("cache")], []):
-            self.lines.append("  llamac_barrier(th);")
-            self.hazards.clear()
-        self.call(
-            f"{self.generator.attention(op)}(th, s, {out.pointer}, {out.stride}, {q.pointer}, {q.stride}, {layer});",
-            [op.operands[0]],
-            [out],
-        )
-        self.hazards.add([Region("cache")], [])
 
     def emit_swiglu(self, op: Op) -> None:
         x, out = self.place(op.operands[0]), self.output(op)

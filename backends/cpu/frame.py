@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from llamac.analysis.memory import EXTERNAL, placement, strips, value_bytes
 from llamac.errors import LlamacError
-from llamac.ir.dims import Dim
+from llamac.ir.dims import Dim, evaluate
 from llamac.ir.graph import Graph, Op, Value, Weight
 from llamac.ir.printer import print_op
 from llamac.ir.types import TensorType
@@ -103,7 +103,7 @@ class Frame:
     def output(self, op: Op, index: int = 0) -> Place:
         """The place of a result, as `plan-memory` chose it."""
         value, offset = op.results[index], placement(op)[index]
-        width = value.tensor.shape[-1]
+        width = value.tensor.shape[-1] if value.tensor.rank > 1 else 1
         assert isinstance(width, int)
         if offset == EXTERNAL:
             place = Place("s->logits", width, Region("logits"))
@@ -142,7 +142,14 @@ class Frame:
 
     def rows(self, value: Value) -> str:
         dim = value.tensor.shape[0]
-        return "s->logit_count" if isinstance(dim, Dim) and str(dim) == "R" else "s->tokens"
+        if isinstance(dim, Dim) and str(dim) == "R":
+            return "s->logit_count"
+        slots = evaluate(dim, {"T": 1})
+        return "s->tokens" if slots == 1 else f"s->tokens * {slots}"
+
+    def quantized(self, places: list[Place]) -> str:
+        """Three places as one quantized activation."""
+        return f"(llamac_quantized){{{', '.join(p.pointer for p in places)}}}"
 
     def weight(self, value: Value) -> str:
         if isinstance(value, Weight):

@@ -54,6 +54,10 @@ _FLOPS_PER_ELEMENT = {
     "rope_angles": 20,
     "rms_norm_quantized": 7,
     "swiglu_quantized": 8,
+    "gather_routed": 1,
+    "scatter_routed": 1,
+    "norm_heads": 3,
+    "temper_heads": 1,
 }
 
 
@@ -81,9 +85,11 @@ def op_cost(op: Op, shape: StepShape) -> Cost:
     """Cost of one op."""
     if op.opcode in ("linear_dense", "linear_grouped"):
         return _linear(op, shape)
+    if op.opcode in ("expert_linear_dense", "expert_linear_grouped"):
+        return _expert_linear(op, shape)
     if op.opcode == "attend":
         return _attend(op, shape)
-    if op.opcode == "rope_append":
+    if op.opcode in ("rope_append", "append"):
         return _append(op, shape)
     if op.opcode == "embed_rows":
         packed = _bytes(op.operands[1], shape) // max(_integer(op, "rows"), 1)
@@ -102,12 +108,22 @@ def _linear(op: Op, shape: StepShape) -> Cost:
     return Cost(2 * rows * _integer(op, "rows") * _integer(op, "columns"), _bytes(packed, shape), 0, moved)
 
 
+def _expert_linear(op: Op, shape: StepShape) -> Cost:
+    """As many experts' weights as are expected to be chosen, were every expert equally likely."""
+    packed = op.operands[3 if op.opcode == "expert_linear_grouped" else 1]
+    rows, experts = evaluate(op.results[0].tensor.shape[0], shape.symbols), _integer(op, "experts")
+    read = round(_bytes(packed, shape) * (1 - (1 - 1 / experts) ** rows))
+    moved = sum(_bytes(v, shape) for v in (*op.operands, *op.results) if v is not packed)
+    return Cost(2 * rows * _integer(op, "rows") * _integer(op, "columns"), read, 0, moved)
+
+
 def _attend(op: Op, shape: StepShape) -> Cost:
     cache, heads = op.operands[1].cache, _integer(op, "heads")
-    keys = shape.tokens * shape.context
+    context = min(shape.context, cache.chunk) if cache.chunk else shape.context
+    keys = shape.tokens * context
     row_bytes = 2 * cache.kv_heads * cache.head_dim * cache.dtype.bits // 8
     moved = _bytes(op.operands[0], shape) + _bytes(op.results[0], shape)
-    return Cost(4 * keys * heads * cache.head_dim, 0, shape.context * row_bytes, moved)
+    return Cost(4 * keys * heads * cache.head_dim, 0, context * row_bytes, moved)
 
 
 def _append(op: Op, shape: StepShape) -> Cost:

@@ -103,17 +103,27 @@ def _weights(manifest: Manifest) -> Iterable[str]:
 def _memory(manifest: Manifest) -> Iterable[str]:
     memory = manifest["memory"]
     context = manifest["model"]["context_length"]
-    pages = -(-context // memory["kv_page_tokens"])
-    cache = f"{human_bytes(memory['kv_page_bytes'])} for {memory['kv_page_tokens']} tokens, {memory['kv_dtype']}"
+    size = memory["kv_page_tokens"]
+    caches = [_cache(row, context, size, memory["max_step_tokens"]) for row in memory["caches"]]
     return _table(
         [
             ("weights", f"{human_bytes(memory['weight_bytes'])}, mapped from the file"),
             ("read per token", human_bytes(memory["weight_bytes_per_token"])),
             ("arena", f"{human_bytes(memory['arena_bytes'])}, steps of at most {memory['max_step_tokens']} tokens"),
-            ("KV cache page", cache),
-            ("KV cache", f"{human_bytes(pages * memory['kv_page_bytes'])} for a full context ({pages} pages)"),
+            ("KV cache", f"{memory['kv_dtype']}, pages of {size} tokens"),
+            *caches,
         ]
     )
+
+
+def _cache(row: dict[str, Any], context: int, size: int, step_tokens: int) -> tuple[str, str]:
+    """The cache of one kind of layer, at a full context."""
+    from llamac.runtime.kv import PagePool
+
+    pages = PagePool(0, size, row["chunk"], step_tokens).pages_for(context)
+    seen = f"which see blocks of {row['chunk']} tokens" if row["chunk"] else "which see everything"
+    total = human_bytes(pages * row["page_bytes"])
+    return "", f"{total} ({pages} pages of {human_bytes(row['page_bytes'])}) for {row['layers']} layers {seen}"
 
 
 def _text(manifest: Manifest) -> Iterable[str]:

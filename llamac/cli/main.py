@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "chat": ("llamac.cli.chat", "Talk with a compiled model."),
     "inspect": ("llamac.cli.inspect", "Show what is in a .llamac file; runs nothing from it."),
     "verify": ("llamac.cli.verify", "Check every byte of a .llamac file and replay its golden vectors."),
+    "plan": ("llamac.cli.plan", "Say what a model needs on a machine, and how fast it can be at most."),
     "diff": ("llamac.cli.diff", "Show what differs between two .llamac files; runs nothing from them."),
     "diverge": ("llamac.cli.diverge", "Find the first value at which two .llamac files part ways."),
     "bench": ("llamac.cli.bench", "Time a compiled model against this machine's memory bandwidth."),

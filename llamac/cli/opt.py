@@ -11,6 +11,7 @@ import click
 from llamac.errors import LlamacError
 
 if TYPE_CHECKING:
+    from llamac.passes.pipelines import LayerCounts
     from llamac.transform.opt import OptRun
     from llamac.transform.pipeline import Step
 
@@ -49,8 +50,8 @@ def command(file: str | None, source: str | None, **options: Any) -> None:
     """
     if (file is None) == (source is None):
         raise LlamacError("LLC0101", "llamac opt", "needs either FILE or --from SRC", "see llamac opt --help")
-    text, name, layers = _input(file, source, options["random_weights"])
-    steps = _steps(options, layers)
+    text, name, counts = _input(file, source, options["random_weights"])
+    steps = _steps(options, counts)
     from llamac.transform.opt import check_diagnostics, optimize_text, split_input
 
     def make() -> OptRun:
@@ -63,28 +64,29 @@ def command(file: str | None, source: str | None, **options: Any) -> None:
     click.echo("// -----\n".join(optimize_text(part, name, make) for part, _ in parts), nl=False)
 
 
-def _input(file: str | None, source: str | None, seed: int | None) -> tuple[str, str, int]:
-    """IR text, what to call it in messages, and the number of layers of a captured model."""
+def _input(file: str | None, source: str | None, seed: int | None) -> tuple[str, str, LayerCounts | None]:
+    """IR text, what to call it in messages, and the layers of a captured model."""
     if source is not None:
         from llamac.ir.printer import print_module
-        from llamac.models.llama.graph import build_llama
+        from llamac.layer_kinds import layer_counts
+        from llamac.models.graph import build_graph
         from llamac.models.sources import open_source
 
         checkpoint = open_source(source, random_weights=seed)
-        module = build_llama(checkpoint.config, checkpoint.tensors)
-        return print_module(module), source, checkpoint.config.layers
+        module = build_graph(checkpoint.config, checkpoint.tensors)
+        return print_module(module), source, layer_counts(checkpoint.config)
     assert file is not None
     if file == "-":
-        return sys.stdin.read(), "<stdin>", 0
+        return sys.stdin.read(), "<stdin>", None
     try:
-        return Path(file).read_text(encoding="utf-8"), file, 0
+        return Path(file).read_text(encoding="utf-8"), file, None
     except (OSError, UnicodeDecodeError) as error:
         raise LlamacError(
             "LLC0101", file, f"cannot be read: {error}", "name a file of IR text, or - for stdin"
         ) from None
 
 
-def _steps(options: dict[str, Any], layers: int) -> list[Step]:
+def _steps(options: dict[str, Any], counts: LayerCounts | None) -> list[Step]:
     from llamac.transform.outside import load_classes, load_edits
     from llamac.transform.pipeline import Step, parse_pipeline
 
@@ -92,14 +94,14 @@ def _steps(options: dict[str, Any], layers: int) -> list[Step]:
         raise LlamacError("LLC0101", "llamac opt", "--passes and --pipeline exclude each other", "choose one")
     if options["pipeline"]:
         from llamac.driver import resolve_targets
-        from llamac.passes.pipelines import cpu_pipeline, parse_quantization
+        from llamac.passes.pipelines import cpu_pipeline, parse_quantization, plain_layers
 
         resolve_targets([options["pipeline"]])
         steps = load_edits(options["passes_from"])(
-            cpu_pipeline(layers, parse_quantization(options["quantize"]), "f16", 512)
+            cpu_pipeline(counts or plain_layers(1), parse_quantization(options["quantize"]), "f16", 512)
         )
         # Counts are known for a captured model only; a file may hold anything.
-        return steps if layers else [Step(step.run) for step in steps]
+        return steps if counts else [Step(step.run) for step in steps]
     outside = options["passes_from"]
     return parse_pipeline(options["text"], load_classes(outside)) if options["text"] else []
 

@@ -43,13 +43,13 @@ def command(pipeline: str | None, quantize: str, as_json: bool) -> None:
 
 def _print_pipeline(target: str, quantize: str, as_json: bool) -> None:
     from llamac.driver import resolve_targets
-    from llamac.passes.pipelines import cpu_pipeline, parse_quantization
+    from llamac.passes.pipelines import cpu_pipeline, parse_quantization, plain_layers
     from llamac.transform.pipeline import pipeline_text
 
     (row,) = resolve_targets([target])
     if row.kind != "cpu":
         raise LlamacError("LLC0603", target, "has no pipeline", "choose a CPU target")
-    text = pipeline_text(cpu_pipeline(1, parse_quantization(quantize), "f16", 512))
+    text = pipeline_text(cpu_pipeline(plain_layers(1), parse_quantization(quantize), "f16", 512))
     if as_json:
         print_json({"target": row.name, "pipeline": text})
     else:

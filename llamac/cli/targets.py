@@ -7,7 +7,7 @@ import dataclasses
 import click
 
 from llamac.host import cpu_features, machine_architecture
-from llamac.target import TARGETS
+from llamac.target import GPUS, TARGETS
 
 from .options import json_option, print_json
 
@@ -20,8 +20,10 @@ def command(as_json: bool) -> None:
     \b
       llamac targets
       llamac compile smollm2-135m --target x86-64-v3,aarch64 -o smollm2.llamac
+      llamac plan llama-3.1-70b --target h100 --tp 4
 
-    `--target cpu` means the most demanding one that this machine satisfies.
+    `--target cpu` means the most demanding one that this machine satisfies. No code is generated for GPUs yet:
+    `llamac plan` counts what a model needs there.
     """
     architecture = machine_architecture()
     features = cpu_features(architecture)
@@ -29,10 +31,14 @@ def command(as_json: bool) -> None:
     for target in TARGETS.values():
         missing = [f for f in target.requires if f not in features]
         runs = target.triple.startswith(architecture) and not missing
-        rows.append({**dataclasses.asdict(target), "requires": list(target.requires), "runs_here": runs})
+        row = {**dataclasses.asdict(target), "requires": list(target.requires), "runs_here": runs}
+        rows.append({**row, "possible": ["compile", "plan"]})
+    gpus = [{**dataclasses.asdict(gpu), "possible": ["plan"]} for gpu in GPUS.values()]
     if as_json:
-        print_json({"targets": rows})
+        print_json({"targets": rows, "gpus": gpus})
         return
-    width = max(len(name) for name in TARGETS)
+    width = max(len(name) for name in (*TARGETS, *GPUS))
     for row in rows:
         click.echo(f"{'*' if row['runs_here'] else ' '} {row['name']:<{width}}  {row['summary']}  ({row['triple']})")
+    for gpu in GPUS.values():
+        click.echo(f"  {gpu.name:<{width}}  {gpu.summary}  ({gpu.architecture}; to plan for, not yet to compile for)")

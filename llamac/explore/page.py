@@ -15,7 +15,7 @@ from typing import Any
 from llamac.driver import resolve_targets
 from llamac.errors import LlamacError
 from llamac.models.checkpoint import Checkpoint
-from llamac.models.llama.graph import build_llama
+from llamac.models.graph import build_graph
 from llamac.models.llama.weights import expected_shapes
 from llamac.models.sources import open_source
 from llamac.passes.pipelines import cpu_pipeline, parse_quantization
@@ -67,14 +67,14 @@ def explore(
 def _snapshots(
     checkpoint: Checkpoint, layers: int, quantize: str, kv: str | None, max_step_tokens: int
 ) -> list[Snapshot]:
-    from llamac.certificate import is_uniform
+    from llamac.layer_kinds import is_uniform, layer_counts
 
     quantization = parse_quantization(quantize)
     config = dataclasses.replace(checkpoint.config, layers=min(layers, checkpoint.config.layers))
-    module = build_llama(config, {name: checkpoint.tensors[name] for name in expected_shapes(config)})
+    module = build_graph(config, {name: checkpoint.tensors[name] for name in expected_shapes(config)})
     kv_dtype = kv or ("f32" if quantization.scheme == "f32" else "f16")
     uniform = is_uniform(config, checkpoint.tensors)
-    steps = cpu_pipeline(config.layers, quantization, kv_dtype, max_step_tokens, uniform)
+    steps = cpu_pipeline(layer_counts(config), quantization, kv_dtype, max_step_tokens, uniform)
     return take_snapshots(module, steps, PassContext(checkpoint.read_rows))
 
 

@@ -149,7 +149,8 @@ class OpDefinition:
 
     `operands` names them in order; a trailing `?` marks an optional last one, `*` a list. `attributes` maps each name
     to its kind (`int float str bool dtype dim dims ints floats`), `?` for optional. `rows` is the row rule of ops that
-    may define weights: it lets them be evaluated block by block.
+    may define weights: it lets them be evaluated block by block. `row_block`, where given, tells from the attributes
+    of how many rows a block is a multiple: the rule is then asked for whole blocks (the last may be short).
     """
 
     name: str
@@ -160,6 +161,7 @@ class OpDefinition:
     evaluate: Callable[[Evaluation], Sequence[Any]]
     summary: str
     rows: RowRule | None = None
+    row_block: Callable[[Mapping[str, Attribute]], int] | None = None
     commutative: bool = False
 
     def check_signature(self, operand_count: int, attributes: Mapping[str, Attribute]) -> None:
@@ -184,7 +186,7 @@ def check_type(type: Type) -> None:
     if isinstance(type, TensorType):
         if any(isinstance(d, int) and d < 0 for d in type.shape):
             raise OpError(f"{type} has a negative dimension")
-    elif min(type.layers, type.kv_heads, type.head_dim, type.page) < 1 or not type.dtype.is_float:
+    elif min(type.layers, type.kv_heads, type.head_dim, type.page) < 1 or type.chunk < 0 or not type.dtype.is_float:
         raise OpError(f"{type} must hold a positive number of floats")
 
 

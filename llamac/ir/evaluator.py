@@ -9,7 +9,7 @@ import numpy as np
 
 from llamac.errors import LlamacError
 
-from .definition import Array, Evaluation
+from .definition import Array, Evaluation, OpError
 from .dtypes import DTYPES, all_finite, round_to, widen
 from .graph import DataSource, FileSource, Op, Value, Weight
 from .registry import find_op
@@ -77,19 +77,29 @@ class WeightEvaluator:
         return values.reshape(-1) if t.rank == 1 else values
 
     def _from_op(self, op: Op, type: TensorType, lo: int, hi: int, known: Known) -> Array:
-        rule = find_op(op.opcode).rows
+        definition = find_op(op.opcode)
+        rule = definition.rows
         assert rule is not None
         types = [v.tensor for v in op.operands]
-        needed = rule(op.attributes, types, lo, hi) if type.rank > 1 else [None] * len(types)
+        first, last = lo, hi
+        if definition.row_block is not None:
+            block, total = definition.row_block(op.attributes), type.shape[0]
+            assert isinstance(total, int)
+            first, last = lo // block * block, min(-(-hi // block) * block, total)
+        needed = rule(op.attributes, types, first, last) if type.rank > 1 else [None] * len(types)
         parts = list(zip(op.operands, needed, strict=True))
         if op.opcode == "concat":
             # A block of a joined matrix need not reach every part, and not every op has a meaning for no rows.
             parts = [(v, part) for v, part in parts if part is None or part[0] < part[1]]
         inputs = [self._operand(v, part, known) for v, part in parts]
-        result = evaluate_op(op, inputs, type)
+        try:
+            result = evaluate_op(op, inputs, type)
+        except OpError as error:
+            hint = "take the config.json that belongs to these files"
+            raise LlamacError("LLC0224", op.result.name, str(error), hint) from None
         if any(part is None for part in needed) and type.rank > 1:
-            result = result[lo:hi]
-        return result
+            return result[lo:hi]
+        return result if definition.row_block is None else result[lo - first : hi - first]
 
     def _operand(self, value: Value, part: tuple[int, int] | None, known: Known) -> Array:
         assert isinstance(value, Weight)
@@ -102,7 +112,11 @@ def _may_overflow(weight: Weight) -> bool:
         return False
     if isinstance(weight.source, FileSource):
         return True
-    return weight.producer is not None and weight.producer.opcode in ("block_scales", "block_mins", "cast")
+    return weight.producer is not None and weight.producer.opcode in _ROUNDING
+
+
+_ROUNDING = ("block_scales", "block_mins", "cast", "zero_minimum")
+"""Ops whose result may be infinite though their operands are not."""
 
 
 def evaluate_op(op: Op, inputs: list[Array], type: TensorType) -> Array:

@@ -365,12 +365,13 @@ class _Parser:
     def _cache(self) -> CacheType:
         self.expect("<")
         layers, kv_heads, head_dim, page = map(self._number, ("layers", "kv_heads", "head_dim", "page"))
+        chunk = self._number("chunk") if self.peek("chunk") else 0
         dtype = self.expect_kind("word")
         if dtype not in DTYPES:
             self.index -= 1
             self.fail(f"unknown dtype '{dtype}'{did_you_mean(dtype, DTYPES)}")
         self.expect(">")
-        found = CacheType(layers, kv_heads, head_dim, page, DTYPES[dtype])
+        found = CacheType(layers, kv_heads, head_dim, page, DTYPES[dtype], chunk)
         try:
             check_type(found)
         except OpError as error:

@@ -9,7 +9,23 @@ from llamac.errors import did_you_mean
 
 from .definition import OpDefinition, OpError, Signature, check_type
 from .graph import Attribute
-from .ops import arithmetic, attention, cache_ops, indexing, linear, normalization, quantized, rotary, shapes, weights
+from .ops import (
+    arithmetic,
+    attention,
+    cache_ops,
+    expert_kernels,
+    indexing,
+    linear,
+    normalization,
+    packed_weights,
+    quantized,
+    rotary,
+    routing,
+    shapes,
+    temperature,
+    vision_ops,
+    weights,
+)
 from .types import Type
 
 _FAMILIES = (
@@ -20,8 +36,13 @@ _FAMILIES = (
     normalization,
     rotary,
     attention,
+    temperature,
+    routing,
     quantized,
+    expert_kernels,
+    vision_ops,
     weights,
+    packed_weights,
     cache_ops,
 )
 

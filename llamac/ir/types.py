@@ -43,19 +43,28 @@ class TensorType:
 
 @dataclass(frozen=True)
 class CacheType:
-    """The paged key/value cache of one kind of layer: pages of `page` tokens, each holding K and V of every layer."""
+    """The paged key/value cache of one kind of layer: pages of `page` tokens, each holding K and V of every layer.
+
+    chunk: a row sees only the block of `chunk` positions that its own lies in; 0: everything before it.
+    """
 
     layers: int
     kv_heads: int
     head_dim: int
     page: int
     dtype: DType
+    chunk: int = 0
 
     def __str__(self) -> str:
+        chunk = f"chunk = {self.chunk}, " if self.chunk else ""
         return (
             f"kv_cache<layers = {self.layers}, kv_heads = {self.kv_heads}, head_dim = {self.head_dim}, "
-            f"page = {self.page}, {self.dtype.name}>"
+            f"page = {self.page}, {chunk}{self.dtype.name}>"
         )
+
+    def first_visible(self, position: int) -> int:
+        """The first position that a row at `position` sees."""
+        return position // self.chunk * self.chunk if self.chunk else 0
 
     @property
     def page_bytes(self) -> int:

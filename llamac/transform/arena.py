@@ -24,7 +24,15 @@ from llamac.ir.interpreter import Interpreter
 from llamac.ir.registry import find_op
 from llamac.ir.types import CacheType, TensorType
 
-_IN_PLACE = {"linear_dense": 2, "linear_grouped": 4, "rope_append": 1}
+_IN_PLACE = {
+    "linear_dense": 2,
+    "linear_grouped": 4,
+    "rope_append": 1,
+    "append": 1,
+    "norm_heads": 0,
+    "temper_heads": 0,
+    "scatter_routed": 2,
+}
 """Opcode -> the operand that its result may overwrite: read at each element before that element is written."""
 
 
@@ -178,7 +186,7 @@ def _place(result: Value, offset: int, op: Op, frame: _Frame, strips: Mapping[Va
         index = -1 - offset
         return frame.places[frame.graph.arguments[index]] if index < len(frame.graph.arguments) else None
     item = result.tensor.dtype.bits // 8
-    if op.opcode == "rope_append":
+    if op.opcode in ("rope_append", "append"):
         # q is rotated where it lies, in the rows of qkv.
         return _Place(offset, _width(op.operands[1]), item)
     column, stride = strips.get(result, (0, _width(result)))
@@ -193,7 +201,8 @@ def _offsets(op: Op) -> tuple[int, ...]:
 
 
 def _width(value: Value) -> int:
-    width = value.tensor.shape[-1]
+    """Elements of a row; those of a vector are its rows."""
+    width = value.tensor.shape[-1] if value.tensor.rank > 1 else 1
     assert isinstance(width, int)
     return width
 

@@ -8,7 +8,7 @@ from llamac.ir.dtypes import DType
 from llamac.ir.graph import Module, Weight
 
 from .base import LedgerEntry, PassContext
-from .matrices import matrices, replace_weights, stored_as
+from .matrices import matrices, replace_weights, stored_as, without_routers
 
 GROUPS = (32, 64, 128)
 
@@ -20,7 +20,7 @@ def quantize_matrices(
     if group not in GROUPS:
         raise LlamacError("LLC0502", "group", f"must be one of {', '.join(map(str, GROUPS))}, not {group}")
     replacements: dict[Weight, Weight] = {}
-    for weight in matrices(module, role):
+    for weight in without_routers(matrices(module, role), context):
         producer = weight.producer
         if producer is not None and producer.opcode == "dequantize":
             if producer.operands[0].producer is not None and producer.operands[0].producer.opcode == "group_quants":

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from llamac.errors import LlamacError, did_you_mean
 from llamac.ir.graph import Module, Op, Value, Weight
 
+from .base import LedgerEntry, PassContext
 from .rewriter import Rewriter
 
-USERS = ("linear", "embedding")
+USERS = ("linear", "expert_linear", "embedding")
 ROLES = ("all", "blocks", "tables")
 """`tables` are the embedding and the head, `blocks` everything else."""
 
 
 def matrices(module: Module, role: str) -> Iterator[Weight]:
-    """Weights that a linear or an embedding uses, in definition order, restricted to `role`."""
+    """Weights that a product or an embedding uses, in definition order, restricted to `role`."""
     if role not in ROLES:
         raise LlamacError("LLC0502", "weights", f"must be {', '.join(ROLES)}, not '{role}'{did_you_mean(role, ROLES)}")
     for weight in list(module.weights.values()):
         users = [op for op in weight.users if op.opcode in USERS and op.results[0] is not weight]
         if users and role in ("all", "blocks" if weight.name.startswith("layers.") else "tables"):
             yield weight
+
+
+def is_router(weight: Weight) -> bool:
+    """Whether a product with this weight chooses experts."""
+    products = [op.results[0] for op in weight.users if op.opcode == "linear"]
+    return any(user.opcode in ("route", "moe") for product in products for user in product.users)
+
+
+def without_routers(weights: Iterable[Weight], context: PassContext) -> list[Weight]:
+    """`weights` but those that choose experts, which the ledger names: rounding would send tokens to other experts."""
+    kept = []
+    for weight in weights:
+        if is_router(weight):
+            reason = "it chooses experts: rounded, it would choose others; the releases of Meta keep it too"
+            context.ledger.append(LedgerEntry("kept", weight.name, f"stays {stored_as(weight)}", reason))
+        else:
+            kept.append(weight)
+    return kept
 
 
 def replace_weights(module: Module, replacements: Mapping[Weight, Weight]) -> None:

@@ -23,11 +23,11 @@ from llamac.ir.dtypes import F32
 from llamac.ir.evaluator import RowReader, WeightEvaluator
 from llamac.ir.graph import Module, Weight
 from llamac.ir.interpreter import Interpreter
+from llamac.ir.kv_groups import empty_caches, kv_groups
 from llamac.ir.levels import KERNEL, LOWERING
-from llamac.ir.ops.cache_ops import CacheState
 from llamac.ir.parser import parse_module
 from llamac.ir.printer import print_module
-from llamac.ir.types import TensorType
+from llamac.ir.types import CacheType, TensorType
 
 from .arena import ArenaInterpreter, is_planned
 from .base import Pass, PassContext, PassResult
@@ -218,8 +218,7 @@ class Validator(Instrument):
         )
         for name, value in (overrides or {}).items():
             interpreter.override(name, value)
-        lowered = "cache" in [a.name for a in module.step.arguments]
-        parts = self._ragged(interpreter) if lowered else [self._sequence(interpreter, s) for s in self._sequences()]
+        parts = self._ragged(interpreter) if kv_groups(module.step) else [self._sequence(interpreter, s) for s in self._sequences()]
         return np.concatenate(parts)
 
     def _sequences(self) -> Iterator[Array]:
@@ -247,38 +246,47 @@ class Validator(Instrument):
         return logits, new
 
     def _ragged(self, interpreter: Interpreter) -> list[Array]:
-        sequences = self.scenario.sequences
-        cache = interpreter.module.step.argument("cache").cache
-        pages = [-(-len(s) // cache.page) for s in sequences]
-        tables = np.full((len(sequences), max(pages)), -1, np.int32)
-        # Pages are handed out backwards and interleaved, so that their numbers say nothing.
-        numbers = list(range(sum(pages)))[::-1]
-        for place in range(max(pages)):
-            for index, count in enumerate(pages):
-                if place < count:
-                    tables[index, place] = numbers.pop()
-        state = CacheState.empty(cache, sum(pages), interpreter.exact)
+        sequences, groups = self.scenario.sequences, kv_groups(interpreter.module.step)
+        pages = [-(-len(s) // groups[0].type.page) for s in sequences]
+        tables = {g.tables.name: _page_tables(pages) for g in groups}
+        caches = empty_caches(interpreter.module.step, [sum(pages)] * len(groups), interpreter.exact)
         found: list[list[Array]] = [[] for _ in sequences]
-        for rows in self.scenario.partitions(cache.page):
+        for rows in self.scenario.partitions(groups[0].type.page):
             # The rows whose logits are wanted are asked for in another order than the tokens'.
             wanted = np.roll(np.arange(len(rows), dtype=np.int32)[::-1], len(rows) // 3)
-            logits, state = interpreter.run(self._ragged_inputs(rows, tables, state, wanted))
+            logits, *states = interpreter.run({**self._rows(rows, wanted), **tables, **caches})
+            caches = dict(zip(caches, states, strict=True))
             ordered = dict(zip(wanted.tolist(), logits, strict=True))
             for place, (index, _) in enumerate(rows):
                 found[index].append(ordered[place])
+            for group in groups:
+                _give_back(tables[group.tables.name], group.type, [len(done) for done in found])
         return [np.stack(rows) for rows in found]
 
-    def _ragged_inputs(
-        self, rows: list[tuple[int, int]], tables: Array, state: CacheState, wanted: Array
-    ) -> dict[str, Any]:
+    def _rows(self, rows: list[tuple[int, int]], wanted: Array) -> dict[str, Any]:
         return {
             "token_ids": np.array([self.scenario.sequences[s][p] for s, p in rows], np.int32),
             "positions": np.array([p for _, p in rows], np.int32),
             "sequence_of_token": np.array([s for s, _ in rows], np.int32),
-            "page_tables": tables,
             "logit_rows": wanted,
-            "cache": state,
         }
+
+
+def _page_tables(pages: Sequence[int]) -> Array:
+    """Pages handed out backwards and interleaved, so that their numbers say nothing."""
+    tables = np.full((len(pages), max(pages)), -1, np.int32)
+    numbers = list(range(sum(pages)))[::-1]
+    for place in range(max(pages)):
+        for index, count in enumerate(pages):
+            if place < count:
+                tables[index, place] = numbers.pop()
+    return tables
+
+
+def _give_back(tables: Array, cache: CacheType, lengths: Sequence[int]) -> None:
+    """Forget the pages that no later row of a sequence can see."""
+    for sequence, length in enumerate(lengths):
+        tables[sequence, : cache.first_visible(length) // cache.page] = -1
 
 
 def relative_difference(found: Array, expected: Array) -> float:

@@ -110,6 +110,11 @@ class LlamaConfig:
 
         return sum(math.prod(shape) for shape in expected_shapes(self).values())
 
+    @property
+    def embedding_rows(self) -> int:
+        """Rows of the embedding table: mllama's has 8 more than its vocabulary, of which the first is the image's."""
+        return self.vocab_size + (8 if self.architecture == "mllama" else 0)
+
     def is_moe(self, layer: int) -> bool:
         """Whether the MLP of a layer is a mixture of experts."""
         return self.moe is not None and layer in self.moe.layers

@@ -15,14 +15,14 @@ import numpy as np
 from llamac.errors import LlamacError
 from llamac.ir.builder import Builder, new_graph
 from llamac.ir.dims import symbol
-from llamac.ir.dtypes import DTYPES, F32, I1, I32, U8, DType
-from llamac.ir.gguf_blocks import BLOCKS
-from llamac.ir.graph import DataSource, FileSource, Module, Value
+from llamac.ir.dtypes import DTYPES, F32, I1, I32, DType
+from llamac.ir.graph import DataSource, Module, Value
 from llamac.ir.interpreter import Interpreter
 from llamac.ir.types import TensorType, Type, tensor
 
 from ..checkpoint import StoredTensor
 from .config import LlamaConfig
+from .declared_weights import declare_weights
 
 TOKENS = symbol("T")
 PAST = symbol("P")
@@ -30,14 +30,16 @@ PAST = symbol("P")
 
 def build_llama(config: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> Module:
     """The captured module of `config`; `tensors` say how each weight is stored."""
-    return _LlamaBuilder(config, tensors).build()
+    return LlamaBuilder(config, tensors).build()
 
 
-class _LlamaBuilder:
+class LlamaBuilder:
+    """The dense Llama, piece by piece: other members of the family replace pieces."""
+
     def __init__(self, config: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> None:
         self.config = config
         self.tensors = tensors
-        self.dtype = DTYPES[config.dtype]
+        self.dtype = self.table_dtype = DTYPES[config.dtype]
         self.module = Module("llama", "captured")
         self.b = Builder(self.module)
 
@@ -50,10 +52,7 @@ class _LlamaBuilder:
             arguments += [(f"past_k.{layer}", past), (f"past_v.{layer}", past)]
         b.graph = graph = new_graph(self.module, "step", arguments)
         self.positions = graph.argument("positions")
-        with b.at("rope"):
-            self.tables = self.rope_tables()
-        with b.at("mask"):
-            self.mask = self.causal_mask()
+        self.prepare()
         with b.at("embed"):
             hidden = self.cast(b.op("embedding", self.parameter("embed"), graph.argument("ids")), self.dtype)
         states: list[Value] = []
@@ -67,24 +66,17 @@ class _LlamaBuilder:
         graph.outputs = [logits, *states]
         return self.module
 
+    def prepare(self) -> None:
+        """What all layers share."""
+        with self.b.at("rope"):
+            self.tables = self.rope_tables()
+        with self.b.at("mask"):
+            self.mask = self.causal_mask()
+
     # Weights.
 
     def declare_weights(self) -> None:
-        for name, stored in self.tensors.items():
-            if stored.encoding in BLOCKS:
-                self.declare_blocks(name, stored)
-            else:
-                dtype = DTYPES[stored.encoding]
-                self.b.weight(name, TensorType(tuple(stored.shape), dtype), FileSource(name, stored.encoding))
-
-    def declare_blocks(self, name: str, stored: StoredTensor) -> None:
-        block = BLOCKS[stored.encoding]
-        rows, columns = stored.shape
-        raw = tensor(rows, columns // block.values * block.bytes, U8)
-        blocks = self.b.weight(f"{name}.blocks", raw, FileSource(name, stored.encoding))
-        parts = ["quants", "scales"] + (["mins"] if block.minimum else [])
-        made = [self.b.define(f"{name}.{p}", f"block_{p}", blocks, format=stored.encoding) for p in parts]
-        self.b.define(name, "dequantize", *made, group=block.group)
+        declare_weights(self.b, self.tensors)
 
     def parameter(self, name: str) -> Value:
         if name not in self.module.weights:
@@ -154,7 +146,7 @@ class _LlamaBuilder:
         angles = b.op("mul", rows, columns)
         if c.rope_style == "half_split":
             angles = b.op("concat", angles, angles, axis=-1)
-        return self.cast(b.op("cos", angles), self.dtype), self.cast(b.op("sin", angles), self.dtype)
+        return self.cast(b.op("cos", angles), self.table_dtype), self.cast(b.op("sin", angles), self.table_dtype)
 
     def rotate(self, x: Value) -> Value:
         """Rotary embedding of x [heads, T, h]."""
@@ -179,12 +171,18 @@ class _LlamaBuilder:
         new_odd = b.op("add", b.op("mul", odd, cos), b.op("mul", even, sin))
         return b.reshape(b.op("concat", new_even, new_odd, axis=-1), heads, TOKENS, h)
 
-    def causal_mask(self) -> Value:
-        """[T, P + T]: 0 where key s is not after the query's position, -inf where it is."""
+    def causal_mask(self, chunk: int = 0) -> Value:
+        """[T, P + T]: 0 where key s is not after the query's position, -inf where it is.
+
+        With `chunk`, also -inf where s lies in another block of `chunk` positions.
+        """
         b = self.b
         keys = b.reshape(b.op("iota", length=PAST + TOKENS, dtype=I32), 1, PAST + TOKENS)
         queries = b.reshape(self.positions, TOKENS, 1)
         visible = b.op("less_equal", keys, queries)
+        if chunk:
+            blocks = [b.op("floor_divide", x, b.constant(chunk, I32)) for x in (keys, queries)]
+            visible = b.op("logical_and", visible, b.op("equal", *blocks))
         assert visible.tensor.dtype is I1
         return b.op("select", visible, b.constant(0.0, self.dtype), b.constant(-math.inf, self.dtype))
 
@@ -202,28 +200,42 @@ class _LlamaBuilder:
         """[T, count * h] -> [count, T, h]."""
         return self.b.transpose(self.b.reshape(x, TOKENS, count, self.config.head_dim), 1, 0, 2)
 
+    def queries_and_keys(self, layer: int, x: Value) -> tuple[Value, Value]:
+        """q [H, T, h] and the new k [K, T, h], as the scores see them."""
+        q = self.heads(self.linear(x, f"layers.{layer}.attn.q"), self.config.heads)
+        k = self.heads(self.linear(x, f"layers.{layer}.attn.k"), self.config.kv_heads)
+        return self.rotate(q), self.rotate(k)
+
+    def mask_of(self, layer: int) -> Value:
+        """What is added to the scores of a layer, [T, P + T]."""
+        return self.mask
+
     def attention(self, layer: int, x: Value) -> tuple[Value, Value, Value]:
         b, c = self.b, self.config
         assert b.graph is not None
         name = f"layers.{layer}.attn"
-        q = self.rotate(self.heads(self.linear(x, f"{name}.q"), c.heads))
-        k = self.rotate(self.heads(self.linear(x, f"{name}.k"), c.kv_heads))
+        q, k = self.queries_and_keys(layer, x)
         v = self.heads(self.linear(x, f"{name}.v"), c.kv_heads)
         k = b.op("concat", b.graph.argument(f"past_k.{layer}"), k, axis=1)
         v = b.op("concat", b.graph.argument(f"past_v.{layer}"), v, axis=1)
         scores = b.op("matmul", q, b.transpose(self.repeat_kv(k), 0, 2, 1))
         scores = b.op("mul", scores, b.constant(c.head_dim**-0.5, self.dtype))
-        scores = b.op("add", scores, self.mask)
+        scores = b.op("add", scores, self.mask_of(layer))
         weights = self.cast(b.op("softmax", self.cast(scores, F32), axis=-1), self.dtype)
         mixed = b.transpose(b.op("matmul", weights, self.repeat_kv(v)), 1, 0, 2)
         return self.linear(b.reshape(mixed, TOKENS, c.heads * c.head_dim), f"{name}.o"), k, v
 
     def mlp(self, layer: int, x: Value) -> Value:
-        b = self.b
-        gate = self.linear(x, f"layers.{layer}.mlp.gate")
-        up = self.linear(x, f"layers.{layer}.mlp.up")
-        active = b.op("mul", gate, b.op("sigmoid", gate))
-        return self.linear(b.op("mul", active, up), f"layers.{layer}.mlp.down")
+        """What a layer adds to x after its attention."""
+        return self.gated_mlp(f"layers.{layer}.mlp", x)
+
+    def gated_mlp(self, name: str, x: Value) -> Value:
+        gate, up = self.linear(x, f"{name}.gate"), self.linear(x, f"{name}.up")
+        return self.linear(self.gated(gate, up), f"{name}.down")
+
+    def gated(self, gate: Value, up: Value) -> Value:
+        """silu(gate) * up."""
+        return self.b.op("mul", self.b.op("mul", gate, self.b.op("sigmoid", gate)), up)
 
     def layer(self, layer: int, hidden: Value) -> tuple[Value, Value, Value]:
         b = self.b
@@ -237,7 +249,7 @@ class _LlamaBuilder:
 
 def inverse_frequencies(config: LlamaConfig) -> np.ndarray:
     """The scaled inverse frequencies of `config` in f32, [head_dim / 2], bit for bit as fold-constants makes them."""
-    builder = _LlamaBuilder(config, {})
+    builder = LlamaBuilder(config, {})
     graph = builder.b.graph = new_graph(builder.module, "step", [])
     graph.outputs = [builder.inverse_frequencies()]
     (found,) = Interpreter(builder.module).run({})

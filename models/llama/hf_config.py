@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +10,7 @@ from llamac.errors import LlamacError, did_you_mean
 
 from ..ledger import LedgerEntry, entry
 from .config import LlamaConfig, RopeScaling, check_config, shape_name
+from .config_keys import ConfigKeys, short
 from .hf_keys import (
     ACTIVATIONS,
     ARCHITECTURES,
@@ -34,11 +34,11 @@ def config_from_hf(raw: Mapping[str, object], name: str | None = None) -> tuple[
     ledger: list[LedgerEntry] = []
     _check_architecture(raw, ledger)
     _check_meaning_keys(raw, ledger)
-    keys = _Keys(raw, WHERE, ledger)
-    _check_activation(keys)
+    keys = ConfigKeys(raw, WHERE, ledger)
+    check_activation(keys)
     heads = keys.integer("num_attention_heads")
     hidden_size = keys.integer("hidden_size")
-    theta, scaling = _rope(raw, ledger)
+    theta, scaling = rope_from_hf(raw, ledger)
     config = LlamaConfig(
         name=name or "",
         hidden_size=hidden_size,
@@ -46,74 +46,18 @@ def config_from_hf(raw: Mapping[str, object], name: str | None = None) -> tuple[
         layers=keys.integer("num_hidden_layers"),
         heads=heads,
         kv_heads=keys.integer("num_key_value_heads", heads, "every attention head has its own keys and values"),
-        head_dim=_head_dim(keys, hidden_size, heads),
+        head_dim=head_dim_from_hf(keys, hidden_size, heads),
         vocab_size=keys.integer("vocab_size"),
         rms_norm_eps=keys.number("rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
         context_length=keys.integer("max_position_embeddings", 2048),
         tied_head=keys.flag("tie_word_embeddings", False),
-        dtype=_dtype(raw, ledger),
+        dtype=dtype_from_hf(raw, ledger),
         rope_style="half_split",
     )
     check_config(config, WHERE)
-    return replace(config, name=name or _own_name(raw) or shape_name(config.parameters)), ledger
-
-
-class _Keys:
-    """Typed access to a JSON object; a default that is taken becomes a ledger entry."""
-
-    def __init__(self, raw: Mapping[str, object], where: str, ledger: list[LedgerEntry]) -> None:
-        self.raw = raw
-        self.where = where
-        self.ledger = ledger
-
-    def integer(self, key: str, default: int | None = None, reason: str = "the transformers default") -> int:
-        value = self._value(key, default, reason)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self._wrong(key, value, "a whole number")
-        if value < 1:
-            raise self._wrong(key, value, "a positive number")
-        return value
-
-    def number(self, key: str, default: float | None = None, reason: str = "the transformers default") -> float:
-        value = self._value(key, default, reason)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _positive(value):
-            raise self._wrong(key, value, "a positive number")
-        return float(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._value(key, default, "the transformers default")
-        if not isinstance(value, bool):
-            raise self._wrong(key, value, "true or false")
-        return value
-
-    def _value(self, key: str, default: object, reason: str) -> object:
-        value = self.raw.get(key)
-        if value is not None:
-            return value
-        if default is None:
-            raise LlamacError("LLC0302", self.where, f"the key {key!r} is missing", "take the config of the checkpoint")
-        self.ledger.append(entry("default", f"{self.where} {key}", f"{default}", f"not given: {reason}"))
-        return default
-
-    def _wrong(self, key: str, value: object, expected: str) -> LlamacError:
-        reason = f"{key} is {_short(value)}, expected {expected}"
-        return LlamacError("LLC0303", self.where, reason, "correct the config")
-
-
-def _positive(value: int | float) -> bool:
-    """True for a number above zero that a float can hold."""
-    try:
-        return math.isfinite(float(value)) and value > 0
-    except OverflowError:
-        return False
-
-
-def _short(value: object) -> str:
-    """A value as it may appear in a message: hostile input never floods the terminal."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return replace(config, name=name or own_name(raw) or shape_name(config.parameters)), ledger
 
 
 def _check_architecture(raw: Mapping[str, object], ledger: list[LedgerEntry]) -> None:
@@ -123,16 +67,16 @@ def _check_architecture(raw: Mapping[str, object], ledger: list[LedgerEntry]) ->
     names = raw.get("architectures")
     if not names:
         if model_type != "llama":
-            reason = f"no 'architectures', and model_type is {_short(model_type)}"
+            reason = f"no 'architectures', and model_type is {short(model_type)}"
             raise LlamacError("LLC0301", WHERE, reason, supported)
         what, reason = ARCHITECTURES[0], "'architectures' is not given, and model_type is 'llama'"
         ledger.append(entry("default", f"{WHERE} architectures", what, reason))
         return
     if not isinstance(names, list) or len(names) != 1 or names[0] not in ARCHITECTURES:
         shown = names[0] if isinstance(names, list) and len(names) == 1 else names
-        raise LlamacError("LLC0301", WHERE, f"the architecture {_short(shown)} is not supported", supported)
+        raise LlamacError("LLC0301", WHERE, f"the architecture {short(shown)} is not supported", supported)
     if model_type not in (None, "llama"):
-        reason = f"model_type is {_short(model_type)} while the architecture is {names[0]}"
+        reason = f"model_type is {short(model_type)} while the architecture is {names[0]}"
         raise LlamacError("LLC0301", WHERE, reason, "expected model_type 'llama'")
 
 
@@ -140,20 +84,20 @@ def _check_meaning_keys(raw: Mapping[str, object], ledger: list[LedgerEntry]) ->
     """Refuse keys that change the function the model computes; note the ones nobody knows."""
     for key, value in raw.items():
         if key in MEANING_KEYS and value is not None and not _is_one_of(value, MEANING_KEYS[key]):
-            reason = f"{key} is {_short(value)}, which changes what the model computes and is not supported"
+            reason = f"{key} is {short(value)}, which changes what the model computes and is not supported"
             raise LlamacError("LLC0308", WHERE, reason, "compile a plain dense Llama checkpoint")
         if key == "layer_types" and value is not None and not _all_full_attention(value):
             reason = "layer_types holds a kind of layer other than full_attention"
             raise LlamacError("LLC0308", WHERE, reason, "compile a plain dense Llama checkpoint")
         if key not in READ_KEYS and key not in HARMLESS_KEYS and key not in MEANING_KEYS and key != "layer_types":
-            ledger.append(entry("unknown-key", f"{WHERE} {key[:80]}", _short(value), "this key is not known: ignored"))
+            ledger.append(entry("unknown-key", f"{WHERE} {key[:80]}", short(value), "this key is not known: ignored"))
     for key in ("attention_bias", "mlp_bias"):
         if raw.get(key) not in (None, False):
             where = "layers.N.attn" if key == "attention_bias" else "layers.N.mlp"
-            reason = f"{key} is {_short(raw[key])}: linear layers with a bias are not supported"
+            reason = f"{key} is {short(raw[key])}: linear layers with a bias are not supported"
             raise LlamacError("LLC0307", where, reason, "compile a checkpoint without biases")
     if raw.get("pretraining_tp") not in (None, 1):
-        what = f"pretraining_tp {_short(raw['pretraining_tp'])}"
+        what = f"pretraining_tp {short(raw['pretraining_tp'])}"
         ledger.append(entry("ignored", WHERE, what, "it splits matrix products for training and changes no result"))
 
 
@@ -166,17 +110,18 @@ def _all_full_attention(value: object) -> bool:
     return isinstance(value, list) and all(kind == "full_attention" for kind in value)
 
 
-def _check_activation(keys: _Keys) -> None:
+def check_activation(keys: ConfigKeys) -> None:
+    """LLC0306 for any activation but silu."""
     value = keys.raw.get("hidden_act")
     if value is None:
         keys.ledger.append(entry("default", f"{WHERE} hidden_act", "silu", "not given: the transformers default"))
     elif value not in ACTIVATIONS:
         near = did_you_mean(value, ACTIVATIONS) if isinstance(value, str) else ""
-        reason = f"the activation {_short(value)} is not supported{near}"
+        reason = f"the activation {short(value)} is not supported{near}"
         raise LlamacError("LLC0306", "layers.N.mlp", reason, f"supported hidden_act: {', '.join(ACTIVATIONS)}")
 
 
-def _head_dim(keys: _Keys, hidden_size: int, heads: int) -> int:
+def head_dim_from_hf(keys: ConfigKeys, hidden_size: int, heads: int) -> int:
     """The given head_dim, or hidden_size / heads."""
     if keys.raw.get("head_dim") is None and hidden_size % heads:
         reason = f"hidden_size {hidden_size} is no multiple of {heads} heads and head_dim is not given"
@@ -184,7 +129,7 @@ def _head_dim(keys: _Keys, hidden_size: int, heads: int) -> int:
     return keys.integer("head_dim", hidden_size // heads or None, "hidden_size / num_attention_heads")
 
 
-def _dtype(raw: Mapping[str, object], ledger: list[LedgerEntry]) -> str:
+def dtype_from_hf(raw: Mapping[str, object], ledger: list[LedgerEntry]) -> str:
     """`dtype` (transformers 5) or `torch_dtype` (before)."""
     value = raw.get("dtype", raw.get("torch_dtype"))
     if value is None or value == "auto":
@@ -193,41 +138,43 @@ def _dtype(raw: Mapping[str, object], ledger: list[LedgerEntry]) -> str:
     known = DTYPE_NAMES.get(value.removeprefix("torch.")) if isinstance(value, str) else None
     if known is None:
         near = did_you_mean(value, DTYPE_NAMES) if isinstance(value, str) else ""
-        reason = f"the dtype {_short(value)} is not supported{near}"
+        reason = f"the dtype {short(value)} is not supported{near}"
         raise LlamacError("LLC0310", WHERE, reason, "supported: bfloat16, float16, float32")
     return known
 
 
-def _rope(raw: Mapping[str, object], ledger: list[LedgerEntry]) -> tuple[float, RopeScaling | None]:
+def rope_from_hf(
+    raw: Mapping[str, object], ledger: list[LedgerEntry], default_theta: float = 10000.0
+) -> tuple[float, RopeScaling | None]:
     """rope_theta and the scaling, from `rope_parameters` (transformers 5) or `rope_scaling` + `rope_theta` (before)."""
     found = {key: raw[key] for key in ("rope_parameters", "rope_scaling") if raw.get(key) is not None}
     for key, value in found.items():
         if not isinstance(value, dict):
-            raise LlamacError("LLC0303", WHERE, f"{key} is {_short(value)}, expected an object", "correct the config")
+            raise LlamacError("LLC0303", WHERE, f"{key} is {short(value)}, expected an object", "correct the config")
     rope: dict[str, object] = {}
     for source in [*found.values(), {"rope_theta": raw.get("rope_theta")}]:
         assert isinstance(source, dict)
         for key, value in source.items():
             key = "rope_type" if key == "type" else key
             if value is not None and rope.setdefault(key, value) != value:
-                reason = f"{key} is given twice, as {_short(rope[key])} and as {_short(value)}"
+                reason = f"{key} is given twice, as {short(rope[key])} and as {short(value)}"
                 raise LlamacError("LLC0304", WHERE, reason, "keep the value that the model was trained with")
-    keys = _Keys(rope, f"{WHERE} {next(iter(found), 'rope')}", ledger)
-    return keys.number("rope_theta", 10000.0), _rope_scaling(keys)
+    keys = ConfigKeys(rope, f"{WHERE} {next(iter(found), 'rope')}", ledger)
+    return keys.number("rope_theta", default_theta), _rope_scaling(keys)
 
 
-def _rope_scaling(keys: _Keys) -> RopeScaling | None:
+def _rope_scaling(keys: ConfigKeys) -> RopeScaling | None:
     kind = keys.raw.get("rope_type", "default")
     if kind not in ROPE_TYPES:
         near = did_you_mean(kind, ROPE_TYPES) if isinstance(kind, str) else ""
-        reason = f"the rope_type {_short(kind)} is not supported{near}"
+        reason = f"the rope_type {short(kind)} is not supported{near}"
         raise LlamacError("LLC0305", keys.where, reason, f"supported: {', '.join(ROPE_TYPES)}")
     if keys.raw.get("partial_rotary_factor", 1) != 1:
-        reason = f"partial_rotary_factor is {_short(keys.raw['partial_rotary_factor'])}, which is not supported"
+        reason = f"partial_rotary_factor is {short(keys.raw['partial_rotary_factor'])}, which is not supported"
         raise LlamacError("LLC0308", keys.where, reason, "compile a plain dense Llama checkpoint")
     for key, value in keys.raw.items():
         if key not in ROPE_KEYS[str(kind)]:
-            what, reason = f"{key[:80]} {_short(value)}", f"rope_type {kind!r} does not use it"
+            what, reason = f"{key[:80]} {short(value)}", f"rope_type {kind!r} does not use it"
             keys.ledger.append(entry("ignored", keys.where, what, reason))
     if kind == "default":
         return None
@@ -242,7 +189,7 @@ def _rope_scaling(keys: _Keys) -> RopeScaling | None:
     )
 
 
-def _own_name(raw: Mapping[str, object]) -> str | None:
+def own_name(raw: Mapping[str, object]) -> str | None:
     """The last part of a repository id in `_name_or_path`; a file path there says nothing about the model."""
     value = raw.get("_name_or_path")
     match = REPOSITORY_NAME.fullmatch(value) if isinstance(value, str) and len(value) < 200 else None

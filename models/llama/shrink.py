@@ -18,33 +18,70 @@ from llamac.ir.dtypes import DTYPES
 from llamac.ir.gguf_blocks import BLOCKS
 
 from ..checkpoint import StoredTensor
-from .config import LlamaConfig, RopeScaling
+from ..packed_encoding import packed_encoding
+from .config import AttentionPattern, LlamaConfig, MixtureOfExperts, RopeScaling
+from .synthetic_parts import small_packed, synthetic_parts
 from .weights import expected_shapes
 
 LAYERS = 2
 VOCABULARY = 61
 HEAD_DIM = 16
+CHUNK = 12
+TEMPERATURE_FLOOR = 5.0
 
 
 def shrink_config(config: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> LlamaConfig:
-    """The same architecture with two layers, at most two KV heads and a vocabulary of 61."""
+    """The same architecture with two layers or one of every kind, at most two KV heads and a vocabulary of 61."""
     group = config.heads // config.kv_heads
     kv_heads = min(config.kv_heads, 2)
     # GGUF blocks are 32 or 256 values wide: rows must hold whole ones.
     width = max((BLOCKS[t.encoding].values for t in tensors.values() if t.encoding in BLOCKS), default=0)
     head_dim = HEAD_DIM if not width else math.lcm(width, HEAD_DIM * kv_heads * group) // (kv_heads * group)
     head_dim += head_dim % 2
+    layers = _layers_of_every_kind(config)
+    # Experts have to fill whole panels of 16 rows.
+    hidden, inner = (48, 48) if config.moe is not None else (40, 136)  # two groups of 128 columns, the second short
     return dataclasses.replace(
         config,
-        hidden_size=width or 40,
-        intermediate_size=width or 136,  # two groups of 128 columns, the second short
-        layers=min(config.layers, LAYERS),
+        hidden_size=width or hidden,
+        intermediate_size=width or 136,
+        layers=layers,
+        moe=_shrunken_moe(config, layers, width or inner),
+        attention=_shrunken_pattern(config, layers),
         heads=kv_heads * group,
         kv_heads=kv_heads,
         head_dim=head_dim,
         vocab_size=VOCABULARY,
         rope_scaling=_shrunken_scaling(config, head_dim),
     )
+
+
+def _layers_of_every_kind(config: LlamaConfig) -> int:
+    """How many of the first layers show every kind: with and without rotation, dense and mixed."""
+    unrotated = config.attention.unrotated if config.attention is not None else ()
+    seen: dict[tuple[bool, bool], int] = {}
+    for layer in range(config.layers):
+        seen.setdefault((layer in unrotated, config.is_moe(layer)), layer)
+    return max(min(config.layers, LAYERS), *(layer + 1 for layer in seen.values()))
+
+
+def _shrunken_moe(config: LlamaConfig, layers: int, inner: int) -> MixtureOfExperts | None:
+    moe = config.moe
+    if moe is None:
+        return None
+    chosen = min(moe.experts_per_token, 3)
+    kept = tuple(layer for layer in moe.layers if layer < layers)
+    return MixtureOfExperts(min(moe.experts, chosen + 3), chosen, inner, kept)
+
+
+def _shrunken_pattern(config: LlamaConfig, layers: int) -> AttentionPattern | None:
+    """Chunks that end inside a page, and temperatures that change, within the few positions of a scenario."""
+    pattern = config.attention
+    if pattern is None:
+        return None
+    unrotated = tuple(layer for layer in pattern.unrotated if layer < layers)
+    chunk = CHUNK if pattern.chunk else 0
+    return dataclasses.replace(pattern, unrotated=unrotated, chunk=chunk, temperature_floor=TEMPERATURE_FLOOR)
 
 
 def _shrunken_scaling(config: LlamaConfig, head_dim: int) -> RopeScaling | None:
@@ -69,6 +106,10 @@ def small_tensors(small: LlamaConfig, encodings: Mapping[str, str]) -> dict[str,
     found: dict[str, StoredTensor] = {}
     for name, shape in expected_shapes(small).items():
         encoding = encodings[name]
+        packed = packed_encoding(encoding)
+        if packed is not None:
+            found[name] = small_packed(name, shape, packed)
+            continue
         found[name] = StoredTensor(name, name, shape, encoding, Path(), 0, _bytes(encoding, shape))
     return found
 
@@ -91,7 +132,7 @@ class SyntheticWeights:
         self._rows: dict[str, NDArray[np.uint8]] = {}
         for index, (name, stored) in enumerate(tensors.items()):
             generator = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
-            self._rows[name] = _synthetic(stored, generator)
+            self._rows |= synthetic_parts(stored, generator) if stored.parts else {name: _synthetic(stored, generator)}
 
     def read_rows(self, name: str, lo: int, hi: int) -> NDArray[np.uint8]:
         """The row reader that passes and the interpreter use."""

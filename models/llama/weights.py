@@ -10,26 +10,27 @@ from llamac.errors import LlamacError
 from ..checkpoint import StoredTensor
 from .config import LlamaConfig
 
-LAYER_NAMES: tuple[tuple[str, str, str], ...] = (
-    ("attn_norm", "input_layernorm", "attn_norm"),
-    ("attn.q", "self_attn.q_proj", "attn_q"),
-    ("attn.k", "self_attn.k_proj", "attn_k"),
-    ("attn.v", "self_attn.v_proj", "attn_v"),
-    ("attn.o", "self_attn.o_proj", "attn_output"),
-    ("mlp_norm", "post_attention_layernorm", "ffn_norm"),
-    ("mlp.gate", "mlp.gate_proj", "ffn_gate"),
-    ("mlp.up", "mlp.up_proj", "ffn_up"),
-    ("mlp.down", "mlp.down_proj", "ffn_down"),
+Names = tuple[str, str, str, str]
+LAYER_NAMES: tuple[Names, ...] = (
+    ("attn_norm", "input_layernorm", "attn_norm", "attention_norm"),
+    ("attn.q", "self_attn.q_proj", "attn_q", "attention.wq"),
+    ("attn.k", "self_attn.k_proj", "attn_k", "attention.wk"),
+    ("attn.v", "self_attn.v_proj", "attn_v", "attention.wv"),
+    ("attn.o", "self_attn.o_proj", "attn_output", "attention.wo"),
+    ("mlp_norm", "post_attention_layernorm", "ffn_norm", "ffn_norm"),
+    ("mlp.gate", "mlp.gate_proj", "ffn_gate", "feed_forward.w1"),
+    ("mlp.up", "mlp.up_proj", "ffn_up", "feed_forward.w3"),
+    ("mlp.down", "mlp.down_proj", "ffn_down", "feed_forward.w2"),
 )
-"""Model-level name of a weight in a layer, its Hugging Face name, its GGUF name."""
+"""Model-level name of a weight in a layer, its Hugging Face name, its GGUF name, Meta's name."""
 
-OUTER_NAMES: tuple[tuple[str, str, str], ...] = (
-    ("embed", "model.embed_tokens", "token_embd"),
-    ("norm", "model.norm", "output_norm"),
-    ("head", "lm_head", "output"),
+OUTER_NAMES: tuple[Names, ...] = (
+    ("embed", "model.embed_tokens", "token_embd", "tok_embeddings"),
+    ("norm", "model.norm", "output_norm", "norm"),
+    ("head", "lm_head", "output", "output"),
 )
-HF, GGUF = 1, 2
-LAYER_PREFIX = {HF: "model.layers.", GGUF: "blk."}
+HF, GGUF, META = 1, 2, 3
+LAYER_PREFIX = {HF: "model.layers.", GGUF: "blk.", META: "layers."}
 
 
 def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
@@ -38,9 +39,9 @@ def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     Matrices are [out, in]. The experts of a layer are stacked: expert e's matrix is rows [e * out, (e + 1) * out).
     """
     hidden = config.hidden_size
-    shapes: dict[str, tuple[int, ...]] = {"embed": (config.vocab_size, hidden)}
+    shapes: dict[str, tuple[int, ...]] = {"embed": (config.embedding_rows, hidden)}
     for index in range(config.layers):
-        layer = _layer_shapes(config, index)
+        layer = _cross_shapes(config) if index in config.cross_layers else _layer_shapes(config, index)
         shapes.update({f"layers.{index}.{suffix}": shape for suffix, shape in layer.items()})
     shapes["norm"] = (hidden,)
     if not config.tied_head:
@@ -59,6 +60,25 @@ def _layer_shapes(config: LlamaConfig, index: int) -> dict[str, tuple[int, ...]]
         "attn.o": (hidden, queries),
         "mlp_norm": (hidden,),
         **(_moe_shapes(config) if config.is_moe(index) else _mlp_shapes("mlp", hidden, config.intermediate_size)),
+    }
+
+
+def _cross_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """A layer that attends to vision tokens: k and v are made of those; q and k have norms, both terms gates."""
+    hidden = config.hidden_size
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    return {
+        "attn_norm": (hidden,),
+        "cross.q": (queries, hidden),
+        "cross.k": (keys, hidden),
+        "cross.v": (keys, hidden),
+        "cross.q_norm": (config.head_dim,),
+        "cross.k_norm": (config.head_dim,),
+        "cross.o": (hidden, queries),
+        "attn_gate": (1,),
+        "mlp_norm": (hidden,),
+        **_mlp_shapes("mlp", hidden, config.intermediate_size),
+        "mlp_gate": (1,),
     }
 
 
@@ -102,17 +122,29 @@ def model_place(stored_name: str, style: int) -> str:
 
 
 def stored_name(name: str, style: int) -> str:
-    """The stored name of a model-level weight."""
+    """The stored name of a weight of a dense Llama; of others, whose place varies, the model-level name."""
     for row in OUTER_NAMES:
         if row[0] == name:
             return f"{row[style]}.weight"
-    _, index, suffix = name.split(".", 2)
-    return f"{LAYER_PREFIX[style]}{index}.{next(row[style] for row in LAYER_NAMES if row[0] == suffix)}.weight"
+    prefix, _, rest = name.partition(".")
+    index, _, suffix = rest.partition(".")
+    if prefix != "layers":
+        return name
+    found = next((row[style] for row in LAYER_NAMES if row[0] == suffix), None)
+    return name if found is None else f"{LAYER_PREFIX[style]}{index}.{found}.weight"
 
 
-def check_weights(config: LlamaConfig, found: Mapping[str, StoredTensor], style: int) -> dict[str, StoredTensor]:
-    """The weights in model order; raises LLC0206 (missing), LLC0207 (too many layers) or LLC0208 (shape)."""
-    expected = expected_shapes(config)
+def check_weights(
+    config: LlamaConfig,
+    found: Mapping[str, StoredTensor],
+    style: int,
+    others: Mapping[str, tuple[int, ...]] | None = None,
+) -> dict[str, StoredTensor]:
+    """The weights in model order; raises LLC0206 (missing), LLC0207 (too many layers) or LLC0208 (shape).
+
+    others: shapes of what comes after the text model, such as an image encoder.
+    """
+    expected = {**expected_shapes(config), **(others or {})}
     surplus = [name for name in found if name not in expected]
     if surplus:
         tensor = found[surplus[0]]

@@ -5,6 +5,8 @@ As in Meta's llama3 and llama4 tokenizer.py. Written without their `<|` and `|>`
 
 from __future__ import annotations
 
+LLAMA3_RANKS, LLAMA4_RANKS = 128_000, 200_000
+
 
 def _reserved(prefix: str, first: int, count: int) -> tuple[str, ...]:
     return tuple(f"{prefix}reserved_special_token_{number}" for number in range(first, first + count))
@@ -56,3 +58,9 @@ LLAMA4_CONTROL_TOKENS = (
     "reasoning_thinking_end",
     *_reserved("", 0, 904),
 )
+
+
+def control_token_ids(ranks: int) -> dict[str, int]:
+    """Text -> id of the control tokens that follow so many ranks; empty for a number that neither vocabulary has."""
+    names = {LLAMA3_RANKS: LLAMA3_CONTROL_TOKENS, LLAMA4_RANKS: LLAMA4_CONTROL_TOKENS}.get(ranks, ())
+    return {f"<|{name}|>": ranks + place for place, name in enumerate(names)}

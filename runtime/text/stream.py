@@ -44,6 +44,26 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
+TAGS = ("<|python_tag|>", "<|python_start|>")
+TAG_END = "<|python_end|>"
+MESSAGE_ENDS = ("<|eot_id|>", "<|eot|>", "<|eom_id|>", "<|eom|>", "<|end_of_text|>")
+MEANINGFUL = frozenset((*TAGS, TAG_END, *MESSAGE_ENDS))
+"""Control tokens that say where a tool call begins and how a message ended."""
+
+
+def text_with_tags(tokenizer: Tokenizer, token_ids: Iterable[int], *, continuation: bool = False) -> str:
+    """The text of ids in which, of all control tokens, the `MEANINGFUL` ones are spelt out."""
+    decoder, pieces = StreamDecoder(tokenizer, continuation=continuation), []
+    for token_id in token_ids:
+        control = tokenizer.special_text(token_id)
+        if control in MEANINGFUL:
+            pieces.append(decoder.finish() + control)
+            decoder = StreamDecoder(tokenizer, continuation=True)
+        else:
+            pieces.append(decoder.feed(token_id))
+    return "".join(pieces) + decoder.finish()
+
+
 class StopMatch(NamedTuple):
     """`text` may be shown; `stop` is the stop string that came next, or None."""
 

@@ -116,6 +116,10 @@ def load_tokenizer(kind: str, files: Mapping[str, bytes], info: Mapping[str, Any
             from .tokenizer_json import load_tokenizer_json
 
             return load_tokenizer_json(files, info)
+        case "tiktoken" if "ranks.table" in files:
+            from .tokenizer_llama import load_llama
+
+            return load_llama(files, info)
         case "tiktoken":
             from .tokenizer_tiktoken import load_tiktoken
 

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from llamac.errors import LlamacError
 
 VOCABULARY_FILE = "vocabulary.json"
 HINT_RECOMPILE = "compile the model again from an intact checkpoint"
+
+
+class StoredFiles(Mapping[str, bytes]):
+    """Files that are read, by the name of their member, when they are asked for."""
+
+    def __init__(self, members: Mapping[str, str], read: Callable[[str], bytes]) -> None:
+        self._members = dict(members)
+        self._read = read
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._read(self._members[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members
 
 
 def stored_file(files: Mapping[str, bytes], name: str) -> bytes:
@@ -22,6 +41,8 @@ def stored_file(files: Mapping[str, bytes], name: str) -> bytes:
 
 def stored_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     """The JSON object in file `name`, or LLC0903."""
+    import json
+
     try:
         value = json.loads(stored_file(files, name))
     except (ValueError, RecursionError) as problem:

@@ -12,16 +12,16 @@ import binascii
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .llama_control_tokens import LLAMA3_CONTROL_TOKENS, LLAMA4_CONTROL_TOKENS
+from .llama_control_tokens import LLAMA4_RANKS
 from .pre_tokenizers import LLAMA3_PATTERN, LLAMA4_PATTERN
 from .tokenizer import TokenizerBase
-from .tokenizer_files import malformed, missing_library, optional_id, stored_file
+from .tokenizer_files import malformed, missing_library, stored_file
+from .tokenizer_llama import settings
 
 if TYPE_CHECKING:
     from tiktoken import Encoding
 
 MODEL_FILE = "tokenizer.model"
-LLAMA3_RANKS, LLAMA4_RANKS = 128_000, 200_000
 LONGEST_ENCODE = 400_000
 """tiktoken panics on much longer texts; Meta's tokenizers cut at the same number of characters."""
 LONGEST_RUN = 25_000
@@ -49,38 +49,23 @@ class TiktokenTokenizer(TokenizerBase):
 def load_tiktoken(files: Mapping[str, bytes], info: Mapping[str, Any]) -> TiktokenTokenizer:
     """Build from `tokenizer.model`; `info` may give `special_tokens`, `bos_id`, `eos_id`, `add_bos` (default: true)."""
     ranks = _ranks(stored_file(files, MODEL_FILE))
-    special = _given_tokens(info, len(ranks)) or _special_tokens(len(ranks))
-    vocab_size = max([len(ranks) - 1, *special.values()]) + 1
-    values = {
-        "bos_id": special.get("<|begin_of_text|>"),
-        "eos_id": special.get("<|end_of_text|>"),
-        **{name: value for name, value in info.items() if value is not None},
-    }
+    return build_tiktoken(ranks, settings(info, len(ranks), MODEL_FILE))
+
+
+def build_tiktoken(ranks: dict[bytes, int], common: Mapping[str, Any]) -> TiktokenTokenizer:
+    """Build from ranks and the settings of `TokenizerBase`."""
     pattern = LLAMA4_PATTERN if len(ranks) >= LLAMA4_RANKS else LLAMA3_PATTERN
     try:
         import tiktoken
     except ImportError as problem:
         raise missing_library("tiktoken", "a Llama tokenizer.model") from problem
     try:
-        encoding = tiktoken.Encoding("llama", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+        encoding = tiktoken.Encoding(
+            "llama", pat_str=pattern, mergeable_ranks=ranks, special_tokens=common["special_ids"]
+        )
     except (ValueError, AssertionError) as problem:
         raise malformed(MODEL_FILE, f"tiktoken refuses it ({problem})") from problem
-    return TiktokenTokenizer(
-        encoding,
-        len(ranks),
-        vocab_size=vocab_size,
-        special_ids=special,
-        bos_id=optional_id(values, "bos_id", vocab_size),
-        eos_id=optional_id(values, "eos_id", vocab_size),
-        add_bos=bool(values.get("add_bos", True)),
-    )
-
-
-def _given_tokens(info: Mapping[str, Any], ranks: int) -> dict[str, int]:
-    given = info.get("special_tokens") or {}
-    if not isinstance(given, dict) or not all(isinstance(i, int) and ranks <= i < 2 * ranks for i in given.values()):
-        raise malformed("special_tokens", f"not a table of texts and ids after the {ranks} ranks")
-    return given
+    return TiktokenTokenizer(encoding, len(ranks), **common)
 
 
 def _ranks(data: bytes) -> dict[bytes, int]:
@@ -102,13 +87,6 @@ def _what_it_is(data: bytes) -> str:
     if data.startswith(b"version https://git-lfs"):
         return "; it is a git-lfs pointer"
     return "; it looks like a SentencePiece model (Llama 2)" if data[:1] == b"\n" and b"<unk>" in data[:64] else ""
-
-
-def _special_tokens(ranks: int) -> dict[str, int]:
-    names = {LLAMA3_RANKS: LLAMA3_CONTROL_TOKENS, LLAMA4_RANKS: LLAMA4_CONTROL_TOKENS}.get(ranks)
-    if names is None:
-        raise malformed(MODEL_FILE, f"{ranks} ranks; Llama 3 has {LLAMA3_RANKS}, Llama 4 {LLAMA4_RANKS}")
-    return {f"<|{name}|>": ranks + place for place, name in enumerate(names)}
 
 
 def _pieces(text: str) -> Iterator[str]:

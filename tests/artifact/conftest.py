@@ -60,7 +60,7 @@ def make_manifest() -> dict[str, Any]:
         "memory": {
             "arena_bytes": 4096,
             "kv_page_tokens": 256,
-            "kv_page_bytes": 65536,
+            "caches": [{"chunk": 0, "layers": 2, "page_bytes": 65536}],
             "kv_dtype": "f32",
             "max_step_tokens": 64,
             "weight_bytes": 2400,

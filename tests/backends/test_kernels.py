@@ -106,7 +106,7 @@ def _attention_cases() -> list[Case]:
         append += "B(int32_t, 2), B(int32_t, 3), B(float, 6), B(float, 7)"
         cases.append(Case(f"append-{name}", f"llamac_kv_append(th, {append});"))
         attend = f"B(float, 4), {heads * dim}, B(float, 5), {heads * dim}, S(0), {kv}, 1, {heads}, {kv_heads}, {dim}, "
-        attend += f"{literal}, {dim**-0.5!r}f, B(int32_t, 2), B(int32_t, 3)"
+        attend += f"{literal}, {dim**-0.5!r}f, 0, B(int32_t, 2), B(int32_t, 3)"
         cases.append(Case(f"attention-{name}", f"llamac_attention(th, {attend});"))
     angles = "llamac_rope_angles(th, B(float, 0), B(float, 1), B(int32_t, 2), S(0), B(float, 3), S(1));"
     rope = "llamac_rope_rows(th, B(float, 0), 200, S(0), 3, 64, B(float, 1), B(float, 2));"

@@ -17,7 +17,7 @@ import llamac
 from llamac.models.capture.captured import CapturedModel
 from llamac.models.capture.factory import open_torch
 from llamac.models.llama.graph import build_llama
-from llamac.passes.pipelines import raise_and_fuse
+from llamac.passes.pipelines import raise_and_fuse, plain_layers
 from llamac.transform.base import PassContext
 from llamac.transform.canonical import canonical_text
 from llamac.transform.pipeline import run_pipeline
@@ -71,7 +71,7 @@ def test_it_is_the_canonical_graph(model: CapturedModel) -> None:
     """Rope from a product of frequencies and positions, masked_fill, a division: all one graph in the end."""
     texts = []
     for module in (model.fresh(), build_llama(model.config, model.checkpoint.tensors)):
-        run_pipeline(module, raise_and_fuse(CONFIG.layers), PassContext(model.read_rows))
+        run_pipeline(module, raise_and_fuse(plain_layers(CONFIG.layers)), PassContext(model.read_rows))
         texts.append(canonical_text(module))
     assert texts[0] == texts[1]
 
@@ -119,7 +119,7 @@ def test_an_exported_program(
     texts = []
     for each in (found, model):
         module = each.fresh()
-        run_pipeline(module, raise_and_fuse(CONFIG.layers), PassContext(each.read_rows))
+        run_pipeline(module, raise_and_fuse(plain_layers(CONFIG.layers)), PassContext(each.read_rows))
         texts.append(canonical_text(module))
     assert texts[0] == texts[1]
 
@@ -128,7 +128,7 @@ def test_a_decomposed_program(plain: PlainLlama, interpreted: Callable[..., Floa
     """Core ATen: mm, bmm, _softmax, _to_copy, permute, view."""
     found = llamac.capture(export(plain).run_decompositions(), config=CONFIG)
     assert relative(interpreted(found, IDS, (3,)), torch_logits(plain, IDS)) < 1e-5
-    steps = raise_and_fuse(CONFIG.layers)
+    steps = raise_and_fuse(plain_layers(CONFIG.layers))
     run_pipeline(found.fresh(), steps, PassContext(found.read_rows))
 
 

@@ -16,7 +16,7 @@ from llamac.ir.graph import DataSource, Module
 from llamac.ir.printer import print_module
 from llamac.models.capture.captured import CapturedModel
 from llamac.models.llama.graph import build_llama
-from llamac.passes.pipelines import raise_and_fuse
+from llamac.passes.pipelines import raise_and_fuse, plain_layers
 from llamac.transform.base import PassContext
 from llamac.transform.canonical import canonical_text
 from llamac.transform.pipeline import run_pipeline
@@ -36,7 +36,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def raised(module: Module, model: CapturedModel) -> str:
-    run_pipeline(module, raise_and_fuse(model.config.layers), PassContext(model.read_rows))
+    run_pipeline(module, raise_and_fuse(plain_layers(model.config.layers)), PassContext(model.read_rows))
     return canonical_text(module)
 
 

@@ -81,9 +81,9 @@ def test_the_page_stands_alone(report: Path) -> None:
 
 
 def test_every_pass_is_there_with_its_changes(data: dict[str, Any]) -> None:
-    from llamac.passes.pipelines import cpu_pipeline, parse_quantization
+    from llamac.passes.pipelines import cpu_pipeline, parse_quantization, plain_layers
 
-    steps = cpu_pipeline(2, parse_quantization("int4"), "f16", 512)
+    steps = cpu_pipeline(plain_layers(2), parse_quantization("int4"), "f16", 512)
     assert [step["text"] for step in data["steps"]] == ["captured", *(pipeline_text([step]) for step in steps)]
     assert all(step["purpose"] for step in data["steps"])
     levels = list(dict.fromkeys(step["level"] for step in data["steps"]))
@@ -185,7 +185,7 @@ def test_bad_options(capsys: pytest.CaptureFixture[str], tmp_path: Path, words: 
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-@pytest.mark.parametrize("view", ["5/changes", "5/changes/split", "0/ir", "28/graph", "2/why-not"])
+@pytest.mark.parametrize("view", ["6/changes", "6/changes/split", "0/ir", "31/graph", "2/why-not"])
 def test_a_browser_draws_every_view(report: Path, tmp_path: Path, view: str) -> None:
     assert CHROMIUM is not None
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
@@ -195,10 +195,10 @@ def test_a_browser_draws_every_view(report: Path, tmp_path: Path, view: str) -> 
     drawn = done.stdout
     assert drawn.count('data-step="') >= 4 * 27 and 'class="current' in drawn
     expected = {
-        "5/changes": '<span class="op">attention</span>',
-        "5/changes/split": '<div class="side add">',
+        "6/changes": '<span class="op">attention</span>',
+        "6/changes/split": '<div class="side add">',
         "0/ir": '<span class="weight" data-name="@layers.1.mlp.down">',
-        "28/graph": '<text class="label"',
+        "31/graph": '<text class="label"',
         "2/why-not": "expected a weight, found reshape",
     }
     assert expected[view] in drawn

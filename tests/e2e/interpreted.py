@@ -13,8 +13,8 @@ from llamac.driver import CompiledGraph, compile_graph
 from llamac.ir.interpreter import Interpreter
 from llamac.ir.ops.cache_ops import CacheState
 from llamac.models.checkpoint import Checkpoint
+from llamac.models.graph import build_graph
 from llamac.models.llama.config import LlamaConfig
-from llamac.models.llama.graph import build_llama
 from llamac.models.random_weights import random_checkpoint
 from llamac.passes.pipelines import parse_quantization
 
@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 def captured_logits(checkpoint: Checkpoint, ids: list[int], first: int | None = None) -> Floats:
     """Logits of the captured graph with f32 activations; the first `first` ids in a call of their own (none: all)."""
     config = replace(checkpoint.config, dtype="f32")
-    interpreter = Interpreter(build_llama(config, checkpoint.tensors), checkpoint.read_rows)
+    interpreter = Interpreter(build_graph(config, checkpoint.tensors), checkpoint.read_rows)
     empty = np.zeros((config.kv_heads, 0, config.head_dim), np.float32)
     past = [empty] * (2 * config.layers)
     rows: list[Floats] = []
@@ -40,7 +40,7 @@ def captured_logits(checkpoint: Checkpoint, ids: list[int], first: int | None = 
 
 def inverse_frequencies(config: LlamaConfig) -> Floats:
     """The angle per position of each rotated pair, as the captured graph computes it."""
-    module = build_llama(replace(config, dtype="f32"), random_checkpoint(config, 0).tensors)
+    module = build_graph(replace(config, dtype="f32"), random_checkpoint(config, 0).tensors)
     angles = next(op.operands[0] for op in module.step.ops if op.opcode == "cos")
     while angles.producer is not None and angles.producer.opcode == "concat":
         angles = angles.producer.operands[0]

@@ -39,8 +39,8 @@ int main(int argc, char **argv)
   const uint64_t page_bytes = strtoull(argv[3], NULL, 10), arena_bytes = strtoull(argv[4], NULL, 10);
   const int vocabulary = atoi(argv[5]), new_tokens = atoi(argv[6]), prompt = argc - 8;
   void *model;
-  int status = create(&model, weights, weight_bytes, memory(PAGES * page_bytes), PAGES * page_bytes, PAGES,
-      memory(arena_bytes), arena_bytes, atoi(argv[7]));
+  const llamac_kv_memory cache = {memory(PAGES * page_bytes), PAGES * page_bytes, PAGES};
+  int status = create(&model, weights, weight_bytes, &cache, 1, memory(arena_bytes), arena_bytes, atoi(argv[7]));
   if (status) return fail(text(status));
 
   int32_t *ids = calloc(prompt, 4), *positions = calloc(prompt, 4), *sequences = calloc(prompt, 4);
@@ -50,14 +50,16 @@ int main(int argc, char **argv)
   }
   const int32_t table[PAGES] = {1, 0}; /* pages in any order */
   float *logits = malloc(sizeof(float) * vocabulary * prompt), *last = logits + (size_t)vocabulary * (prompt - 1);
-  status = step(model, prompt, ids, positions, sequences, 1, PAGES, table, prompt, positions, logits);
+  llamac_step_input input = {prompt, 1, PAGES, prompt, ids, positions, sequences, table, positions, logits};
+  status = step(model, &input);
   if (status) return fail(text(status));
   fwrite(logits, sizeof(float), (size_t)vocabulary * prompt, stdout);
   for (int32_t n = 0; n < new_tokens; n++) {
     int32_t best = 0, position = prompt + n, zero = 0;
     for (int i = 1; i < vocabulary; i++)
       if (last[i] > last[best]) best = i;
-    status = step(model, 1, &best, &position, &zero, 1, PAGES, table, 1, &zero, last);
+    input = (llamac_step_input){1, 1, PAGES, 1, &best, &position, &zero, table, &zero, last};
+    status = step(model, &input);
     if (status) return fail(text(status));
     fwrite(last, sizeof(float), vocabulary, stdout);
   }

@@ -63,7 +63,7 @@ def _emulated_logits(artifact: Path, driver: Path, threads: int, cpu: str = "max
         (folder / "model.so").write_bytes(opened.member_bytes(code))
         (folder / "weights.bin").write_bytes(bytes(opened.map(manifest["weights"][0]["member"])))
     memory = manifest["memory"]
-    numbers = [memory["kv_page_bytes"], memory["arena_bytes"], SHAPE.vocab, NEW_TOKENS, threads, *PROMPT]
+    numbers = [memory["caches"][0]["page_bytes"], memory["arena_bytes"], SHAPE.vocab, NEW_TOKENS, threads, *PROMPT]
     command = [emulator, "-cpu", cpu, "-L", str(SYSROOT), str(driver), "./model.so", "weights.bin", *map(str, numbers)]
     done = subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=120)
     assert done.returncode == 0, f"{done.returncode}: {done.stderr.decode()}"

@@ -24,12 +24,14 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "driver": BASE | {"ir", "transform", "analysis", "artifact", "passes", "backends", "models"},
     "divergence": BASE | {"ir", "analysis", "artifact", "passes", "backends", "models", "runtime", "driver"},
     "explore": BASE | {"ir", "transform", "passes", "models", "driver"},
+    "planning": BASE | {"ir", "passes", "models", "driver"},
     "torch": BASE | {"runtime", "artifact", "driver"},
     "cli": BASE
     | {
         "front",
         "divergence",
         "explore",
+        "planning",
         "ir",
         "transform",
         "analysis",
@@ -45,7 +47,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 """Part -> the other parts of llamac it may import. `driver`: compile() and its files; `front`: `llamac/__init__`."""
 
-DRIVER_FILES = {"driver", "golden", "materialize", "certificate", "reproduction"}
+DRIVER_FILES = {"driver", "golden", "materialize", "certificate", "reproduction", "layer_kinds"}
 DIVERGENCE_FILES = {"divergence", "recording", "traced_build", "weight_values"}
 
 LIBRARIES: dict[str, frozenset[str]] = {
@@ -59,6 +61,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "runtime": frozenset({"numpy", "tokenizers", "tiktoken", "jinja2", "regex"}),
     "driver": frozenset({"numpy"}),
     "divergence": frozenset({"numpy"}),
+    "planning": frozenset({"numpy"}),
     "torch": frozenset({"numpy", "torch", "transformers"}),
     "cli": frozenset({"click", "rich"}),
 }
@@ -66,6 +69,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
 
 LIBRARIES_OF_FILES: dict[str, frozenset[str]] = {
     "llamac.models.capture": frozenset({"torch"}),
+    "llamac.runtime.images": frozenset({"PIL"}),
     "llamac.models.pth_reader": frozenset({"torch"}),
     "llamac.backends.gpu": frozenset({"triton"}),
     "llamac.backends.onnx": frozenset({"onnx", "onnxruntime"}),

@@ -58,6 +58,8 @@ SIMPLE: dict[str, tuple[list[np.ndarray], dict[str, Attribute], Callable[..., An
     "sin": ([X * 50], {}, torch.sin),
     "cos": ([X * 50], {}, torch.cos),
     "sigmoid": ([X * 300], {}, torch.sigmoid),
+    "erf": ([X * 3], {}, torch.erf),
+    "tanh": ([X * 9], {}, torch.tanh),
     "less": ([X, Y], {}, torch.lt),
     "less_equal": ([X, X], {}, torch.le),
     "select": ([X < Y, X, Y], {}, torch.where),

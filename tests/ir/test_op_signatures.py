@@ -12,7 +12,7 @@ from llamac.errors import LlamacError
 from llamac.ir.builder import Builder, define_weight, make_op, new_graph
 from llamac.ir.definition import OpError
 from llamac.ir.dims import symbol
-from llamac.ir.dtypes import BF16, DTYPES, E4M3FN, F16, F32, I1, I4, I8, I32, U8
+from llamac.ir.dtypes import BF16, DTYPES, E4M3FN, F16, F32, I1, I4, I8, I32, U4, U8
 from llamac.ir.graph import Attribute, FileSource, Module
 from llamac.ir.levels import LEVELS, is_legal
 from llamac.ir.registry import all_ops, find_op, infer_types
@@ -31,6 +31,8 @@ REFUSED: list[tuple[str, list[Type], dict[str, Attribute], str]] = [
     ("add", [X, CACHE], {}, "operand 1 must be a tensor, not kv_cache"),
     ("div", [tensor(2, I32), tensor(2, I32)], {}, "needs a float operand, got tensor<2 x i32>"),
     ("rsqrt", [tensor(2, I8)], {}, "needs a float operand"),
+    ("erf", [tensor(2, I8)], {}, "needs a float operand"),
+    ("tanh", [tensor(2, I32)], {}, "needs a float operand"),
     ("less", [X, tensor(8, F16)], {}, "operands must share one dtype"),
     ("constant", [], {"value": 1, "dtype": F32}, "attribute 'value' must be of kind float, got 1"),
     ("constant", [], {"value": 1.0, "dtype": "f32"}, "attribute 'dtype' must be of kind dtype"),
@@ -170,6 +172,18 @@ REFUSED: list[tuple[str, list[Type], dict[str, Attribute], str]] = [
     ("block_quants", [tensor(2, 18, I8)], {"format": "q4_0"}, "does not hold whole 18-byte q4_0 blocks"),
     ("block_scales", [tensor(2, 18, U8)], {"format": "q4_7"}, "unknown block format"),
     ("block_mins", [tensor(2, 18, U8)], {"format": "q4_0"}, "have no minimum"),
+    ("unpack_columns", [tensor(2, 3, I32)], {"bits": 3, "columns": 24}, "must be 4 or 8"),
+    ("unpack_columns", [tensor(2, 3, F32)], {"bits": 4, "columns": 24}, "does not hold 32-bit words"),
+    ("unpack_columns", [tensor(2, 3, I32)], {"bits": 4, "columns": 25}, "does not hold 25 integers"),
+    ("unpack_rows", [tensor(2, 3, I32)], {"bits": 4, "rows": 8}, "does not hold 8 integers"),
+    ("unpack_rows", [tensor(2, 3, I32)], {"bits": 4, "rows": 16, "order": (0, 1)}, "permutation of 0..7"),
+    ("unpack_rows", [tensor(4, 3, I32)], {"bits": 8, "rows": 16, "order": tuple(range(8))}, "permutation"),
+    ("center_quants", [tensor(2, 3, I8)], {"offset": 0}, "unsigned"),
+    ("center_quants", [tensor(2, 3, U4), tensor(1, 3, U4)], {"offset": 0}, "no zero points"),
+    ("zero_minimum", [tensor(2, 3, F32), tensor(2, 4, U4)], {"offset": 0}, "no zero point for each"),
+    ("spread_columns", [tensor(2, 3, F32)], {"times": 2, "columns": 7}, "does not give 7 columns"),
+    ("spread_columns", [tensor(2, 3, F32)], {"times": 2, "columns": 4}, "does not give 4 columns"),
+    ("spread_rows", [tensor(2, 3, F32)], {"rows": 4}, "not one row"),
     ("neg", [], {}, "takes operands (x), got 0"),
 ]
 

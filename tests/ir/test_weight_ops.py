@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -176,12 +178,13 @@ def _every_weight_op() -> tuple[Module, dict[str, np.ndarray]]:
     files: dict[str, np.ndarray] = {}
 
     def file(name: str, rows: int, columns: int, encoding: str) -> Weight:
-        dtype = U8 if encoding in BLOCKS else {"f32": F32, "bf16": None}[encoding]
+        dtype = U8 if encoding in BLOCKS else {"f32": F32, "i32": I32}[encoding]
         if encoding in BLOCKS:
             files[name] = np.minimum(random.integers(0, 256, (rows, columns), dtype=np.uint8), 0x7B)
         elif encoding == "f32":
             files[name] = random.standard_normal((rows, columns)).astype(np.float32).view(np.uint8)
-        assert dtype is not None
+        else:
+            files[name] = random.integers(0, 256, (rows, 4 * columns), dtype=np.uint8)
         return b.weight(name, tensor(rows, columns, dtype), FileSource(name, encoding))
 
     a, c = file("a", 48, 70, "f32"), file("c", 35, 70, "f32")
@@ -206,7 +209,21 @@ def _every_weight_op() -> tuple[Module, dict[str, np.ndarray]]:
     parts = [b.define(f"k.{p}", f"block_{p}", blocks, format="q4_k") for p in ("quants", "scales", "mins")]
     b.define("k.d", "dequantize", *parts, group=32)
     b.define("k.p", "pack", *parts, format="u4g32s32m32")
+    _packed_words(b, file)
     return module, files
+
+
+def _packed_words(b: Builder, file: Callable[[str, int, int, str], Weight]) -> None:
+    """A weight as GPTQ stores it (words along the rows, zero points along the outputs), and one as AWQ does."""
+    words, scale, zeros = file("w", 43, 9, "i32"), file("w.s", 43, 3, "f32"), file("w.z", 6, 3, "i32")
+    quants = b.define("w.q", "unpack_columns", words, bits=4, columns=70)
+    zeros = b.define("w.zeros", "unpack_rows", zeros, bits=4, rows=43)
+    b.define("w.m", "zero_minimum", scale, zeros, offset=1)
+    b.define("w.c", "center_quants", quants, offset=0)
+    b.define("w.wide", "spread_columns", scale, times=2, columns=5)
+    b.define("w.all", "spread_rows", file("one", 1, 3, "f32"), rows=43)
+    b.define("awq.q", "unpack_rows", file("awq", 6, 70, "i32"), bits=4, rows=45, order=(0, 4, 1, 5, 2, 6, 3, 7))
+    b.define("bytes.q", "unpack_rows", file("bytes", 11, 7, "i32"), bits=8, rows=43)
 
 
 def test_blocks_of_rows_are_rows_of_the_whole() -> None:

@@ -11,7 +11,6 @@ from llamac.errors import LlamacError
 from llamac.models.ledger import LedgerEntry
 from llamac.models.llama.config import RopeScaling
 from llamac.models.llama.hf_config import config_from_hf
-from llamac.models.presets import preset, preset_names
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -19,20 +18,6 @@ LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
-}
-MILLIONS = {
-    "llama-2-7b": 6738,
-    "llama-2-13b": 13016,
-    "llama-2-70b": 68977,
-    "llama-3-8b": 8030,
-    "llama-3-70b": 70554,
-    "llama-3.1-8b": 8030,
-    "llama-3.1-70b": 70554,
-    "llama-3.1-405b": 405853,
-    "llama-3.2-1b": 1236,
-    "llama-3.2-3b": 3213,
-    "llama-3.3-70b": 70554,
-    "smollm2-135m": 135,
 }
 
 
@@ -191,16 +176,3 @@ def test_names_never_come_from_a_path(raw_config: dict[str, Any]) -> None:
     assert config_from_hf(raw_config | {"_name_or_path": "meta-llama/Llama-3.2-1B"})[0].name == "Llama-3.2-1B"
     for path in ("/home/someone/model", "./model", "../a/b", 5, None):
         assert config_from_hf(raw_config | {"_name_or_path": path})[0].name == "llama-66.9k"
-
-
-@pytest.mark.parametrize("name", preset_names())
-def test_presets(name: str) -> None:
-    config = preset(name)
-    assert config.name == name and config.heads % config.kv_heads == 0
-    if name in MILLIONS:
-        assert round(config.parameters / 1e6) == MILLIONS[name]
-
-
-def test_unknown_preset_names_the_near_one() -> None:
-    with pytest.raises(LlamacError, match=r"LLC0309 .*did you mean 'llama-3.2-1b'\?"):
-        preset("llama-3.2-1B")

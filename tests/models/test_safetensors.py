@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import struct
@@ -280,22 +281,23 @@ def test_text_files_the_other_way(raw_config: dict[str, Any], hf_weights: Weight
 
 
 def test_tiktoken_and_sentencepiece_files(raw_config: dict[str, Any], hf_weights: Weights, write_hf: WriteHf) -> None:
-    raw_config["vocab_size"] = 300
+    raw_config["vocab_size"] = 600
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        hf_weights[name] = np.zeros((300, 64), np.float32)
-    ranks = b"".join(b"%s %d\n" % (word, rank) for rank, word in enumerate([b"IQ==", b"Ig==", b"Iw=="]))
+        hf_weights[name] = np.zeros((600, 64), np.float32)
+    ranks = b"".join(b"%s %d\n" % (base64.b64encode(bytes([byte])), byte) for byte in range(256))
     directory = write_hf(raw_config, hf_weights, {"tokenizer.model": ranks})
     checkpoint = read_hf_directory(directory)
     assert checkpoint.tokenizer is not None and checkpoint.tokenizer.kind == "tiktoken"
     special = checkpoint.tokenizer.info["special_tokens"]
-    assert isinstance(special, dict) and len(special) == 256 and special["<|eot_id|>"] == 3 + 9
-    assert checkpoint.generation.bos_id == 3 and checkpoint.generation.add_bos
-    assert set(checkpoint.generation.stop_ids) == {2, 4, 11, 12}
+    assert isinstance(special, dict) and len(special) == 256 and special["<|eot_id|>"] == 256 + 9
+    assert sorted(checkpoint.tokenizer.files) == ["ranks.table", "tokenizer.model"]
+    assert checkpoint.tokenizer.info["chat_format"] == "llama3"
+    assert checkpoint.generation.bos_id == 256 and checkpoint.generation.add_bos
+    assert set(checkpoint.generation.stop_ids) == {2, 257, 264, 265}
 
     (directory / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00")
-    checkpoint = read_hf_directory(directory)
-    assert checkpoint.tokenizer is None
-    assert any("SentencePiece" in item["reason"] for item in checkpoint.ledger)
+    with pytest.raises(LlamacError, match="LLC0214 tokenizer.model: it is no SentencePiece model"):
+        read_hf_directory(directory)
 
 
 def test_same_content_in_another_folder_reads_the_same(

@@ -101,4 +101,4 @@ def test_folders_of_other_kinds(tmp_path: Path) -> None:
     error = refusal(tmp_path)
     assert error.code == "LLC0201" and error.where == "config.json"
     (tmp_path / "params.json").write_text(json.dumps({"dim": 64}))
-    assert refusal(tmp_path).code == "LLC0210"
+    assert refusal(tmp_path).code == "LLC0205"

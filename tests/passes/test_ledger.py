@@ -8,7 +8,7 @@ from llamac.models.llama.config import LlamaConfig
 from llamac.models.llama.graph import build_llama
 from llamac.models.llama.shrink import SyntheticWeights, small_tensors
 from llamac.models.llama.weights import expected_shapes
-from llamac.passes.pipelines import cpu_pipeline, parse_quantization
+from llamac.passes.pipelines import cpu_pipeline, parse_quantization, plain_layers
 from llamac.transform.base import LedgerEntry, PassContext
 from llamac.transform.pipeline import run_pipeline
 
@@ -35,7 +35,7 @@ def _ledger(encoding: str, scheme: str) -> list[LedgerEntry]:
     encodings = {n: encoding if len(s) == 2 else "f32" for n, s in expected_shapes(CONFIG).items()}
     tensors = small_tensors(CONFIG, encodings)
     context = PassContext(SyntheticWeights(tensors, 0).read_rows)
-    run_pipeline(build_llama(CONFIG, tensors), cpu_pipeline(1, parse_quantization(scheme), "f32", 8), context)
+    run_pipeline(build_llama(CONFIG, tensors), cpu_pipeline(plain_layers(1), parse_quantization(scheme), "f32", 8), context)
     return context.ledger
 
 

@@ -26,7 +26,7 @@ from llamac.ir.interpreter import Interpreter
 from llamac.ir.parser import parse_module
 from llamac.ir.printer import print_module
 from llamac.ir.verifier import verify
-from llamac.passes.pipelines import Quantization, cpu_pipeline, parse_quantization, raise_and_fuse
+from llamac.passes.pipelines import Quantization, cpu_pipeline, parse_quantization, raise_and_fuse, plain_layers
 from llamac.transform.base import Pass, PassContext, PassResult
 from llamac.transform.matrices import matrices
 from llamac.transform.pipeline import Step, parse_pipeline, pipeline_text, run_pass, run_pipeline
@@ -59,7 +59,7 @@ MIXED = ("q4_k_m", "mixed-gate-up")
 
 
 def _steps(llama: SmallLlama, quantize: str = "keep", kv: str = "f32", uniform: bool = True) -> list[Step]:
-    return cpu_pipeline(llama.config.layers, parse_quantization(quantize), kv, 32, uniform)
+    return cpu_pipeline(plain_layers(llama.config.layers), parse_quantization(quantize), kv, 32, uniform)
 
 
 class Checker:
@@ -215,7 +215,7 @@ def test_a_broken_graph_names_the_first_near_match() -> None:
     head, line, tail = _split_at(text, "reduce_mean", 3)
     module = parse_module(head + line.replace("axis = -1", "axis = 0").replace("T x 1 x", "1 x 24 x") + tail)
     with pytest.raises(LlamacError) as caught:
-        run_pipeline(module, raise_and_fuse(llama.config.layers), PassContext())
+        run_pipeline(module, raise_and_fuse(plain_layers(llama.config.layers)), PassContext())
     assert caught.value.code == "LLC0501" and caught.value.where == "fuse-rms-norm"
     assert "'rms_norm' fired 4 times, the architecture has 5; first near match, layers.1.mlp" in caught.value.reason
     assert "the mean is not over the last axis" in caught.value.reason
@@ -238,7 +238,7 @@ def test_wrong_counts_without_a_near_match() -> None:
 
 @pytest.mark.parametrize("scheme", ["keep", "f32", "fp8", "int8:g64:asym", "int4:g128"])
 def test_pipelines_are_text(scheme: str) -> None:
-    steps = cpu_pipeline(3, parse_quantization(scheme), "bf16", 77, True)
+    steps = cpu_pipeline(plain_layers(3), parse_quantization(scheme), "bf16", 77, True)
     text = pipeline_text(steps)
     assert [s.run for s in parse_pipeline(text)] == [s.run for s in steps]
     assert pipeline_text(parse_pipeline(text)) == text
@@ -288,7 +288,7 @@ def test_pipelines_that_do_not_parse(text: str, reason: str) -> None:
 def test_options_are_validated_when_a_pass_runs() -> None:
     llama = LLAMAS["mha-f32"]
     module = llama.module()
-    run_pipeline(module, raise_and_fuse(2), PassContext())
+    run_pipeline(module, raise_and_fuse(plain_layers(2)), PassContext())
     for text, reason in (
         ("quantize-int4{group=48}", "must be one of 32, 64, 128, not 48"),
         ("quantize-int8{weights=block}", "must be all, blocks, tables, not 'block' (did you mean 'blocks'?)"),
@@ -326,7 +326,7 @@ def test_a_pass_without_run_says_so() -> None:
 
 
 def test_the_default_pipeline_reads_as_a_table_of_contents() -> None:
-    names = [s.run.name for s in cpu_pipeline(1, Quantization(), "f16", 512)]
+    names = [s.run.name for s in cpu_pipeline(plain_layers(1), Quantization(), "f16", 512)]
     wanted = ["raise-linear", "fuse-gqa", "enter-model", "fold-rope", "fuse-qkv"]
     wanted += ["lower-kv-cache", "select-kernels", "pack-weights", "roll-layers", "plan-memory"]
     assert [n for n in names if n in wanted] == wanted

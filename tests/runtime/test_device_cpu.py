@@ -31,7 +31,7 @@ def _step(device: CpuDevice, **changes: Any) -> None:
         "token_ids": [1, 2],
         "positions": [0, 1],
         "sequence_of_token": [0, 0],
-        "page_tables": [[0, -1]],
+        "page_tables": [[[0, -1]]],
         "logit_rows": [1],
     }
     arrays |= changes
@@ -44,8 +44,8 @@ def _step(device: CpuDevice, **changes: Any) -> None:
     ("changes", "text"),
     [
         ({"token_ids": [1, 260]}, "token id out of range"),
-        ({"page_tables": [[-1, 0]]}, "page out of range or missing"),
-        ({"page_tables": [[1000, 0]]}, "page out of range or missing"),
+        ({"page_tables": [[[-1, 0]]]}, "page out of range or missing"),
+        ({"page_tables": [[[1000, 0]]]}, "page out of range or missing"),
         ({"positions": [0, -1]}, "position out of range"),
         ({"logit_rows": [2]}, "logit row out of range"),
         ({"sequence_of_token": [0, 1]}, "sequence index out of range"),
@@ -57,7 +57,7 @@ def test_a_status_of_the_code_becomes_a_coded_error(model: Model, changes: dict[
 
 
 def test_too_many_tokens_are_refused_by_the_code(model: Model) -> None:
-    many = {"token_ids": [1] * 9, "positions": list(range(9)), "sequence_of_token": [0] * 9, "page_tables": [[0, 1, 2]]}
+    many = {"token_ids": [1] * 9, "positions": list(range(9)), "sequence_of_token": [0] * 9, "page_tables": [[[0, 1, 2]]]}
     with pytest.raises(LlamacError, match=r"LLC0806.*too many tokens \(status 4\)"):
         _step(model._device, **many)
 
@@ -66,9 +66,9 @@ def test_arrays_of_the_wrong_kind_never_reach_the_code(model: Model) -> None:
     good = np.array([0], np.int32)
     logits = np.empty((1, VOCAB), np.float32)
     with pytest.raises(TypeError):
-        model._device.step(good.astype(np.int64), good, good, good[None], good, logits)
+        model._device.step(good.astype(np.int64), good, good, good[None, None], good, logits)
     with pytest.raises(ValueError, match="float32 logits of shape"):
-        model._device.step(good, good, good, good[None], good, logits[:, :-1])
+        model._device.step(good, good, good, good[None, None], good, logits[:, :-1])
 
 
 def test_a_closed_model_refuses(model: Model) -> None:
@@ -86,9 +86,9 @@ def test_wrong_sizes_are_refused_at_create(toy: Any) -> None:
         load(toy.make(edit))
 
 
-def test_code_of_another_interface_is_refused(toy: Any, code_of_abi_2: bytes) -> None:
-    with pytest.raises(LlamacError, match=r"LLC0804.*native interface 2, this llamac speaks 1"):
-        load(toy.make(code=code_of_abi_2))
+def test_code_of_another_interface_is_refused(toy: Any, code_of_abi_1: bytes) -> None:
+    with pytest.raises(LlamacError, match=r"LLC0804.*native interface 1, this llamac speaks 2"):
+        load(toy.make(code=code_of_abi_1))
 
 
 def test_code_that_is_no_library_is_refused(toy: Any) -> None:
@@ -129,7 +129,7 @@ def test_missing_features_are_named(toy: Any) -> None:
     ("section", "key", "value"),
     [
         ("memory", "kv_page_tokens", 0),
-        ("memory", "kv_page_bytes", 0),
+        ("memory", "caches", []),
         ("memory", "max_step_tokens", 1 << 40),
         ("memory", "arena_bytes", 1 << 60),
         ("model", "vocab_size", 0),

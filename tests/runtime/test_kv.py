@@ -9,16 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamac.errors import LlamacError
-from llamac.runtime.kv import CachedSequence, PagePool
+from llamac.runtime.kv import CachedSequence, PagePool, window_pages
 
 
 def test_a_sequence_owns_just_the_pages_it_needs() -> None:
     sequence = CachedSequence(PagePool(4, 256))
-    sequence.reserve(1)
-    assert len(sequence.pages) == 1
-    sequence.reserve(256)
-    assert len(sequence.pages) == 1
-    sequence.reserve(257)
+    for tokens, pages in ((1, 1), (256, 1), (257, 2)):
+        sequence.reserve(tokens)
+        assert sequence.tables[0].owned == pages
+    sequence.cover(257)
     assert len(sequence.pages) == 2
 
 
@@ -39,6 +38,7 @@ def test_closed_pages_are_used_again() -> None:
     first.close()
     second = CachedSequence(pool)
     second.reserve(8)
+    second.cover(8)
     assert sorted(second.pages) == [0, 1]
     with pytest.raises(LlamacError, match="LLC0815"):
         first.reserve(1)
@@ -48,6 +48,7 @@ def test_trim_gives_back_what_lies_beyond_the_last_token() -> None:
     pool = PagePool(4, 4)
     sequence = CachedSequence(pool)
     sequence.reserve(16)
+    sequence.cover(9)
     sequence.ids.extend(range(9))
     sequence.truncate(5)
     sequence.trim()
@@ -65,6 +66,56 @@ def test_no_page_is_ever_lost_or_owned_twice(steps: list[tuple[int, int]]) -> No
             continue
         with contextlib.suppress(LlamacError):
             sequences[index].reserve(tokens)
+            sequences[index].cover(tokens)
     owned = [page for sequence in sequences for page in sequence.pages]
     assert len(set(owned)) == len(owned)
     assert len(owned) + pool.free_pages == 8
+
+
+def test_a_refused_reservation_leaves_every_pool_as_it_was() -> None:
+    large, small = PagePool(8, 4), PagePool(1, 4)
+    sequence = CachedSequence(large, small)
+    with pytest.raises(LlamacError, match="LLC0808"):
+        sequence.reserve(9)
+    assert (large.free_pages, small.free_pages) == (8, 1)
+
+
+CHUNK = st.integers(1, 25)
+
+
+@given(CHUNK, st.integers(1, 9), st.integers(1, 7), st.lists(st.tuples(st.booleans(), st.integers(1, 40)), max_size=40))
+def test_chunked_layers_keep_what_rows_see_in_the_planned_pages(
+    chunk: int, page: int, most: int, moves: list[tuple[bool, int]]
+) -> None:
+    """Whatever is appended and taken back, every visible position has a page, and none is held by two of them."""
+    pool = PagePool(window_pages(chunk, most, page), page, chunk, most)
+    sequence = CachedSequence(pool)
+    sequence.reserve(10**6)
+    table = sequence.tables[0]
+    written: dict[int, int] = {}
+    for forward, amount in moves:
+        if not forward:
+            sequence.truncate(amount % (len(sequence) + 1))
+            continue
+        start, stop = len(sequence), len(sequence) + 1 + amount % most
+        sequence.cover(stop)
+        for position in range(start, stop):
+            written[position] = table.pages[position // page]
+        sequence.ids.extend(range(start, stop))
+        for position in range(start // chunk * chunk, stop):
+            assert table.pages[position // page] == written[position] >= 0
+        held = [p for p in table.pages if p >= 0]
+        assert len(set(held)) == len(held) <= pool.page_count
+        assert table.owned == pool.page_count
+
+
+def test_going_back_behind_a_chunk_goes_back_to_its_start() -> None:
+    sequence = CachedSequence(PagePool(8, 4), PagePool(window_pages(8, 4, 4), 4, 8, 4))
+    sequence.reserve(32)
+    for _ in range(6):
+        sequence.cover(len(sequence) + 4)
+        sequence.ids.extend(range(4))
+    sequence.truncate(21)
+    assert len(sequence) == 21
+    sequence.truncate(13)
+    assert len(sequence) == 8

@@ -29,7 +29,7 @@ def model(toy_artifact: Path) -> Iterator[Model]:
 @pytest.fixture(autouse=True)
 def _every_page_comes_back(model: Model) -> Iterator[None]:
     yield
-    assert model.session.pool.free_pages == model.session.pool.page_count
+    assert model.session.pools[0].free_pages == model.session.pools[0].page_count
 
 
 def test_greedy_text(model: Model) -> None:
@@ -108,7 +108,7 @@ def test_a_stream_never_splits_a_character(toy: Any) -> None:
 def test_a_stream_left_early_gives_its_pages_back(model: Model) -> None:
     stream = model.stream("ab")
     next(stream)
-    assert model.session.pool.free_pages < model.session.pool.page_count
+    assert model.session.pools[0].free_pages < model.session.pools[0].page_count
     stream.close()
     with pytest.raises(LlamacError, match="LLC0815"):
         _ = stream.outcome

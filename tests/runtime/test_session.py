@@ -30,7 +30,7 @@ def model(toy_artifact: Path) -> Iterator[Model]:
 @pytest.fixture(autouse=True)
 def _every_page_comes_back(model: Model) -> Iterator[None]:
     yield
-    assert model.session.pool.free_pages == model.session.pool.page_count
+    assert model.session.pools[0].free_pages == model.session.pools[0].page_count
 
 
 def test_all_logits_of_a_prompt_longer_than_a_step(model: Model, toy_logits: Reference) -> None:

@@ -14,13 +14,29 @@ typedef struct {
     uint32_t page_count;
 } Model;
 
+typedef struct {
+    uint8_t *base;
+    uint64_t bytes;
+    uint32_t pages;
+} Cache;
+
+typedef struct {
+    uint32_t tokens, sequences, pages_per_sequence, logit_count;
+    const int32_t *token_ids, *positions, *sequence_of_token, *page_tables, *logit_rows;
+    float *logits;
+} Input;
+
 #define EXPORT __attribute__((visibility("default")))
 
 EXPORT uint32_t llamac_abi_version(void) { return ABI_VERSION; }
 
-EXPORT int llamac_create(void **model, const uint8_t *weights, uint64_t weights_bytes, uint8_t *kv, uint64_t kv_bytes,
-                         uint32_t page_count, uint8_t *arena, uint64_t arena_bytes, uint32_t threads) {
+EXPORT int llamac_create(void **model, const uint8_t *weights, uint64_t weights_bytes, const Cache *caches,
+                         uint32_t cache_count, uint8_t *arena, uint64_t arena_bytes, uint32_t threads) {
     (void)threads;
+    if (cache_count != 1) return 7;
+    uint8_t *kv = caches->base;
+    const uint64_t kv_bytes = caches->bytes;
+    const uint32_t page_count = caches->pages;
     if (weights_bytes != 4096 || weights[0] != 7 || arena_bytes != ARENA_BYTES) return 7;
     if (kv_bytes != (uint64_t)page_count * PAGE_BYTES) return 7;
     if ((uintptr_t)kv % 64 || (uintptr_t)arena % 64 || (uintptr_t)weights % 4096) return 7;
@@ -41,10 +57,13 @@ static int32_t *slot(const Model *model, const int32_t *table, uint32_t pages, i
     return (int32_t *)(model->kv + (size_t)table[index] * PAGE_BYTES) + position % PAGE_TOKENS;
 }
 
-EXPORT int llamac_step(void *opaque, uint32_t tokens, const int32_t *token_ids, const int32_t *positions,
-                       const int32_t *sequence_of_token, uint32_t sequences, uint32_t pages_per_sequence,
-                       const int32_t *page_tables, uint32_t logit_count, const int32_t *logit_rows, float *logits) {
+EXPORT int llamac_step(void *opaque, const Input *in) {
     const Model *model = opaque;
+    const uint32_t tokens = in->tokens, sequences = in->sequences, pages_per_sequence = in->pages_per_sequence;
+    const uint32_t logit_count = in->logit_count;
+    const int32_t *token_ids = in->token_ids, *positions = in->positions, *page_tables = in->page_tables;
+    const int32_t *sequence_of_token = in->sequence_of_token, *logit_rows = in->logit_rows;
+    float *logits = in->logits;
     if (tokens > MAX_STEP_TOKENS) return 4;
     for (uint32_t t = 0; t < tokens; t++) {
         if (token_ids[t] < 0 || token_ids[t] >= VOCAB) return 1;

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llamac.errors import LlamacError
-from llamac.passes.pipelines import Quantization, cpu_pipeline
+from llamac.passes.pipelines import Quantization, cpu_pipeline, plain_layers
 from llamac.transform.outside import load_classes, load_edits
 from llamac.transform.pipeline import parse_pipeline, pipeline_text
 
@@ -118,7 +118,7 @@ class Placed(Pass):
 
 
 def steps() -> list[Any]:
-    return cpu_pipeline(2, Quantization(), "f16", 64)
+    return cpu_pipeline(plain_layers(2), Quantization(), "f16", 64)
 
 
 def test_class_with_a_place_goes_behind_the_last_step_of_that_name(module: Any) -> None:

@@ -17,7 +17,7 @@ from llamac.ir import registry
 from llamac.ir.dtypes import BF16, F32, I8, U4, round_to
 from llamac.ir.graph import DataSource, Module, Op, Value, Weight
 from llamac.ir.ops import weights as weight_ops
-from llamac.models.llama.graph import _LlamaBuilder
+from llamac.models.llama.graph import LlamaBuilder
 from llamac.passes import (
     cast_weights,
     dedupe_ops,
@@ -177,12 +177,12 @@ def _late_mask(self: Any) -> Value:
     return b.op("select", visible, b.constant(0.0, c.dtype), b.constant(-np.inf, c.dtype))  # type: ignore[no-any-return]
 
 
-def _through_add(mask: Value) -> Value | None:
+def _through_add(mask: Value) -> tuple[Value, int] | None:
     found = fuse_gqa.match(fuse_gqa._CAUSAL, mask.producer) if mask.producer is not None else None
     if found is None:
         return None
     positions = found["positions"]
-    return positions.producer.operands[0] if positions.producer is not None else positions
+    return (positions.producer.operands[0] if positions.producer is not None else positions), 0
 
 
 def _dedupe_blindly(graph: Any) -> int:
@@ -222,7 +222,7 @@ def _other_eps(self: Any, layer: int, hidden: Value) -> Any:
     return _LAYER(self, layer, hidden)
 
 
-_LAYER = _LlamaBuilder.layer
+_LAYER = LlamaBuilder.layer
 
 
 def _shift_slices(module: Module) -> None:
@@ -357,12 +357,12 @@ BUGS = (
     Bug(
         "KV heads tiled instead of repeated",
         LOGITS,
-        both(put(_LlamaBuilder, "repeat_kv", _tiled), put(fuse_gqa, "_unrepeated", _any_repeat)),
+        both(put(LlamaBuilder, "repeat_kv", _tiled), put(fuse_gqa, "_unrepeated", _any_repeat)),
     ),
     Bug(
         "mask that shows the next key taken for causal",
         LOGITS,
-        both(put(_LlamaBuilder, "causal_mask", _late_mask), put(fuse_gqa, "_positions", _through_add)),
+        both(put(LlamaBuilder, "causal_mask", _late_mask), put(fuse_gqa, "_visible", _through_add)),
     ),
     Bug("k and v swapped in attention", LOGITS, edit=m.after("fuse-gqa", m.swap_operands("attention", 1, 2))),
     Bug("gate and up swapped in swiglu", LOGITS, rewrite(fuse_swiglu, lambda f, r: r.op("swiglu", f["up"], f["gate"]))),
@@ -474,7 +474,7 @@ BUGS = (
     Bug(
         "layers with different attributes rolled as one",
         LOGITS,
-        both(put(_LlamaBuilder, "layer", _other_eps), put(roll_layers, "_signature", _signature_of_opcodes)),
+        both(put(LlamaBuilder, "layer", _other_eps), put(roll_layers, "_signature", _signature_of_opcodes)),
     ),
     Bug("buffers freed one op early", ARENA, put(plan_memory._Planner, "_free_before", _freed_early)),
     Bug("buffers all at the start", ARENA, put(plan_memory._Planner, "_find", lambda self, size: self.base)),

@@ -8,8 +8,9 @@
  *   p = exp(s - m); l = sum of p (16 lanes over ascending vectors of 16 keys, then the lane tree);
  *   o[d] = chain of fma(p[key], V[key][d]), keys ascending.
  * Pages are merged in order: M' = max(M, m), a = exp(M - M'), b = exp(m - M'), L = fma(L, a, l * b),
- * O = fma(O, a, o * b); at the end O * (1 / L). Keys after the row's position are never read as values and their
- * scores are discarded, so stale memory cannot matter; neither can tiles or threads. */
+ * O = fma(O, a, o * b); at the end O * (1 / L). Keys that the row does not see - after its position, or before the first
+ * of its chunk - are never read as values and their scores are discarded, so stale memory cannot matter; neither can
+ * tiles or threads. With `chunk`, a row at position p sees the keys from p / chunk * chunk on; 0 means all. */
 #ifndef LLAMAC_ATTENTION_H
 #define LLAMAC_ATTENTION_H
 
@@ -69,27 +70,36 @@ LLAMAC_KERNEL void llamac_kv_append(const llamac_thread *th, llamac_kv kv, uint3
     }
 }
 
-/* Query vectors of one sequence and KV head, positions ascending. Entries from `count` on repeat the last one. */
+/* The first position that a row at `position` sees. */
+LLAMAC_KERNEL size_t llamac_first_visible(int32_t position, uint32_t chunk) {
+    return chunk ? (size_t)position / chunk * chunk : 0;
+}
+
+/* Query vectors of one sequence, KV head and chunk, positions ascending. Entries from `count` on repeat the last one. */
 typedef struct {
-    size_t count, sequence, kv_head;
+    size_t count, sequence, kv_head, first_visible;
     const float *query[LLAMAC_MOST_QUERIES];
     float *output[LLAMAC_MOST_QUERIES];
     int32_t position[LLAMAC_MOST_QUERIES];
 } llamac_queries;
 
-/* What a page gives each query: scores (then weights) of its keys, their maximum and sum, and the weighted values. */
+/* What a page gives each query: scores (then weights) of its keys, their maximum and sum, and the weighted values.
+ * No query sees the keys before `from`: only the first page of a chunk hides any. */
 typedef struct {
+    size_t from;
     _Alignas(64) float weight[LLAMAC_MOST_QUERIES][LLAMAC_PAGE];
     size_t valid[LLAMAC_MOST_QUERIES]; /* keys of this page up to the query's position: 0..256 */
     float maximum[LLAMAC_MOST_QUERIES], sum[LLAMAC_MOST_QUERIES];
 } llamac_page_state;
 
-/* Scores of `count` queries against `vectors` x 16 keys from key `first` on; count and vectors are literals. */
+/* Scores of `count` queries against `vectors` x 16 keys from key `first` on; count, vectors and `hides` (whether a page
+ * may begin with keys that nobody sees) are literals. */
 LLAMAC_KERNEL void llamac_page_scores(const int count, const int vectors, llamac_page_state *state,
                                       const llamac_queries *queries, const uint8_t *keys, size_t first, size_t head_dim,
-                                      int type, float scale) {
+                                      int type, float scale, const int hides) {
     const size_t bytes = llamac_element_bytes(type);
     const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const f32x16 hidden = llamac_splat(-__builtin_inff());
     const float *query[LLAMAC_MOST_QUERIES];
     f32x16 acc[LLAMAC_MOST_QUERIES][LLAMAC_ATTENTION_VECTORS];
     LLAMAC_UNROLL for (int i = 0; i < count; i++) {
@@ -107,7 +117,8 @@ LLAMAC_KERNEL void llamac_page_scores(const int count, const int vectors, llamac
     }
     LLAMAC_UNROLL for (int i = 0; i < count; i++) LLAMAC_UNROLL for (int t = 0; t < vectors; t++) {
             const int32_t left = (int32_t)state->valid[i] - (int32_t)(first + 16 * t);
-            const f32x16 score = lane < left ? acc[i][t] * scale : llamac_splat(-__builtin_inff());
+            f32x16 score = lane < left ? acc[i][t] * scale : llamac_splat(-__builtin_inff());
+            if (hides) score = lane >= (int32_t)state->from - (int32_t)(first + 16 * t) ? score : hidden;
             llamac_store(&state->weight[i][first + 16 * t], score);
         }
 }
@@ -143,7 +154,7 @@ LLAMAC_KERNEL void llamac_page_values(const int count, const int vectors, const 
     size_t shared = state->valid[0]; /* keys that every query sees: positions ascend */
     LLAMAC_UNROLL for (int i = 0; i < count; i++) LLAMAC_UNROLL for (int t = 0; t < vectors; t++)
         acc[i][t] = llamac_splat(0.0f);
-    for (size_t key = 0; key < shared; key++) {
+    for (size_t key = state->from; key < shared; key++) {
         LLAMAC_UNROLL for (int t = 0; t < vectors; t++)
             value[t] = llamac_value_vector(values, key, dim + 16 * t, head_dim, type, lanes);
         LLAMAC_UNROLL for (int i = 0; i < count; i++) {
@@ -193,7 +204,7 @@ LLAMAC_KERNEL void llamac_merge_factors(const int count, llamac_attention_state 
 /* One page for `count` (a literal) queries: scores, softmax, values, merge. */
 LLAMAC_KERNEL void llamac_attend_page(const int count, llamac_attention_state *all, float *running, size_t width,
                                       const llamac_queries *queries, const uint8_t *keys, size_t page, size_t head_dim,
-                                      int type, float scale) {
+                                      int type, float scale, size_t visible, const int hides) {
     const int vectors = LLAMAC_ATTENTION_VECTORS / count > 8   ? 8
                         : LLAMAC_ATTENTION_VECTORS / count < 1 ? 1
                                                                : LLAMAC_ATTENTION_VECTORS / count;
@@ -202,13 +213,14 @@ LLAMAC_KERNEL void llamac_attend_page(const int count, llamac_attention_state *a
     llamac_page_state state;
     float old_factor[LLAMAC_MOST_QUERIES], new_factor[LLAMAC_MOST_QUERIES];
     size_t most = 0;
+    state.from = hides && visible > page * LLAMAC_PAGE ? visible - page * LLAMAC_PAGE : 0;
     LLAMAC_UNROLL for (int i = 0; i < count; i++) {
         const int64_t left = (int64_t)queries->position[i] + 1 - (int64_t)(page * LLAMAC_PAGE);
         state.valid[i] = left < 0 ? 0 : left > LLAMAC_PAGE ? LLAMAC_PAGE : (size_t)left;
         if (state.valid[i] > most) most = state.valid[i];
     }
     for (size_t first = 0; first < most; first += 16 * (size_t)vectors)
-        llamac_page_scores(count, vectors, &state, queries, keys, first, head_dim, type, scale);
+        llamac_page_scores(count, vectors, &state, queries, keys, first, head_dim, type, scale, hides);
     LLAMAC_UNROLL for (int i = 0; i < count; i++) llamac_page_softmax(&state, (size_t)i, (most + 15) / 16);
     llamac_merge_factors(count, all, &state, old_factor, new_factor);
     int t = 0;
@@ -227,7 +239,7 @@ LLAMAC_KERNEL void llamac_attend_page(const int count, llamac_attention_state *a
 
 /* All pages for `count` (a literal) queries, then the outputs of the real ones. */
 LLAMAC_KERNEL void llamac_attend_queries(const int count, llamac_queries *queries, llamac_kv kv, size_t layer,
-                                         size_t kv_heads, size_t head_dim, int type, float scale) {
+                                         size_t kv_heads, size_t head_dim, int type, float scale, uint32_t chunk) {
     const size_t width = head_dim + 16, last = queries->count - 1; /* rows of `running` hold a whole last vector */
     _Alignas(64) float running[LLAMAC_MOST_QUERIES * (LLAMAC_MOST_HEAD_DIM + 16)];
     llamac_attention_state all;
@@ -240,10 +252,12 @@ LLAMAC_KERNEL void llamac_attend_queries(const int count, llamac_queries *querie
     }
     memset(running, 0, sizeof(float) * (size_t)count * width);
     const size_t pages = (size_t)queries->position[last] / LLAMAC_PAGE + 1;
-    for (size_t page = 0; page < pages; page++) {
+    const size_t visible = llamac_first_visible(queries->position[last], chunk);
+    for (size_t page = visible / LLAMAC_PAGE; page < pages; page++) {
         const uint8_t *keys =
             llamac_kv_head(kv, queries->sequence, page, layer, kv_heads, queries->kv_head, head_dim, type);
-        llamac_attend_page(count, &all, running, width, queries, keys, page, head_dim, type, scale);
+        llamac_attend_page(count, &all, running, width, queries, keys, page, head_dim, type, scale, visible,
+                           chunk % LLAMAC_PAGE != 0);
     }
     for (size_t i = 0; i < queries->count; i++) {
         const float inverse = 1.0f / all.sum[i];
@@ -252,17 +266,19 @@ LLAMAC_KERNEL void llamac_attend_queries(const int count, llamac_queries *querie
 }
 
 LLAMAC_KERNEL void llamac_attend(llamac_queries *queries, llamac_kv kv, size_t layer, size_t kv_heads, size_t head_dim,
-                                 int type, float scale) {
+                                 int type, float scale, uint32_t chunk) {
     if (queries->count == 1)
-        llamac_attend_queries(1, queries, kv, layer, kv_heads, head_dim, type, scale);
+        llamac_attend_queries(1, queries, kv, layer, kv_heads, head_dim, type, scale, chunk);
     else if (queries->count > LLAMAC_SMALL_QUERIES)
-        llamac_attend_queries(LLAMAC_MOST_QUERIES, queries, kv, layer, kv_heads, head_dim, type, scale);
+        llamac_attend_queries(LLAMAC_MOST_QUERIES, queries, kv, layer, kv_heads, head_dim, type, scale, chunk);
     else if (queries->count)
-        llamac_attend_queries(LLAMAC_SMALL_QUERIES, queries, kv, layer, kv_heads, head_dim, type, scale);
+        llamac_attend_queries(LLAMAC_SMALL_QUERIES, queries, kv, layer, kv_heads, head_dim, type, scale, chunk);
 }
 
-/* What a row costs, in keys: its own and a constant for the rest. */
-LLAMAC_KERNEL uint64_t llamac_row_cost(int32_t position) { return (uint64_t)position + 33; }
+/* What a row costs, in keys: those it sees and a constant for the rest. */
+LLAMAC_KERNEL uint64_t llamac_row_cost(int32_t position, uint32_t chunk) {
+    return (uint64_t)position - llamac_first_visible(position, chunk) + 33;
+}
 
 /* The units of a thread still to do: unit = (kv head, row, head of its group), `at` the cost of all units before it. */
 typedef struct {
@@ -273,7 +289,7 @@ typedef struct {
 /* The next neighbouring units of one sequence and KV head, as queries; an empty set when the share is done. */
 LLAMAC_KERNEL void llamac_next_queries(llamac_queries *queries, llamac_attention_work *work, float *out, size_t ld_out,
                                        const float *q, size_t ldq, size_t rows, size_t ratio, size_t head_dim,
-                                       const int32_t *positions, const int32_t *sequence_of_token) {
+                                       const int32_t *positions, const int32_t *sequence_of_token, uint32_t chunk) {
     queries->count = 0;
     for (; work->unit < work->units && work->at < work->high; work->unit++) {
         const size_t group = work->unit / ratio, kv_head = group / rows, row = group % rows;
@@ -282,35 +298,38 @@ LLAMAC_KERNEL void llamac_next_queries(llamac_queries *queries, llamac_attention
             const size_t place = queries->count;
             if (place == LLAMAC_MOST_QUERIES) return;
             if (place && (queries->sequence != sequence || queries->kv_head != kv_head)) return;
+            if (place && llamac_first_visible(positions[row], chunk) != queries->first_visible) return;
             queries->sequence = sequence;
+            queries->first_visible = llamac_first_visible(positions[row], chunk);
             queries->kv_head = kv_head;
             queries->query[place] = q + row * ldq + head * head_dim;
             queries->output[place] = out + row * ld_out + head * head_dim;
             queries->position[place] = positions[row];
             queries->count = place + 1;
         }
-        work->at += llamac_row_cost(positions[row]);
+        work->at += llamac_row_cost(positions[row], chunk);
     }
 }
 
 /* out [rows][heads * head_dim] (stride ld_out) from q (stride ldq) and the cache, which already holds this step's keys.
- * layer may be a variable; heads, kv_heads, head_dim, type, scale are literals. Units go to threads by equal cost;
+ * layer may be a variable; heads, kv_heads, head_dim, type, scale, chunk are literals. Units go to threads by equal cost;
  * neighbours of one sequence and KV head are worked on together. */
 LLAMAC_KERNEL void llamac_attention(const llamac_thread *th, float *out, size_t ld_out, const float *q, size_t ldq,
                                     uint32_t rows, llamac_kv kv, uint32_t layer, uint32_t heads, uint32_t kv_heads,
-                                    uint32_t head_dim, int type, float scale, const int32_t *positions,
+                                    uint32_t head_dim, int type, float scale, uint32_t chunk, const int32_t *positions,
                                     const int32_t *sequence_of_token) {
     const size_t ratio = heads / kv_heads;
     llamac_queries queries;
     llamac_attention_work work = {0, (size_t)rows * heads, 0, 0, 0};
     uint64_t cost = 0;
-    for (size_t row = 0; row < rows; row++) cost += llamac_row_cost(positions[row]) * heads;
+    for (size_t row = 0; row < rows; row++) cost += llamac_row_cost(positions[row], chunk) * heads;
     work.low = cost * th->id / th->count;
     work.high = cost * (th->id + 1) / th->count;
     for (;;) {
-        llamac_next_queries(&queries, &work, out, ld_out, q, ldq, rows, ratio, head_dim, positions, sequence_of_token);
+        llamac_next_queries(&queries, &work, out, ld_out, q, ldq, rows, ratio, head_dim, positions, sequence_of_token,
+                            chunk);
         if (queries.count == 0) return;
-        llamac_attend(&queries, kv, layer, kv_heads, head_dim, type, scale);
+        llamac_attend(&queries, kv, layer, kv_heads, head_dim, type, scale, chunk);
     }
 }
 

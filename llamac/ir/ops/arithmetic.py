@@ -47,6 +47,25 @@ def _infer_float(s: Signature) -> Sequence[Type]:
     return _infer_elementwise(s)
 
 
+def _infer_integer(s: Signature) -> Sequence[Type]:
+    for t in s.tensors():
+        if t.dtype.is_float or t.dtype is I1:
+            raise OpError(f"needs integer operands, got {t}")
+    return _infer_elementwise(s)
+
+
+def _infer_logical(s: Signature) -> Sequence[Type]:
+    for t in s.tensors():
+        if t.dtype is not I1:
+            raise OpError(f"needs i1 operands, got {t}")
+    return _infer_elementwise(s)
+
+
+def floor_quotient(a: Array, b: Array) -> Array:
+    """a / b rounded down; 0 where b is 0."""
+    return np.asarray(np.floor_divide(a, b))
+
+
 def _infer_compare(s: Signature) -> Sequence[Type]:
     types = s.tensors()
     _same_dtype(types)
@@ -184,8 +203,13 @@ OPS: tuple[OpDefinition, ...] = (
     _elementwise("sin", "x", np.sin, _infer_float),
     _elementwise("cos", "x", np.cos, _infer_float),
     _elementwise("sigmoid", "x", sigmoid, _infer_float),
+    _elementwise("floor", "x", np.floor, _infer_float),
+    _elementwise("log1p", "x", np.log1p, _infer_float),
+    _elementwise("floor_divide", "a b", floor_quotient, _infer_integer),
     _elementwise("less", "a b", np.less, _infer_compare),
     _elementwise("less_equal", "a b", np.less_equal, _infer_compare),
+    _elementwise("equal", "a b", np.equal, _infer_compare, commutative=True),
+    _elementwise("logical_and", "a b", np.logical_and, _infer_logical, commutative=True),
     OpDefinition(
         "select",
         _UNFUSED,
@@ -203,6 +227,15 @@ OPS: tuple[OpDefinition, ...] = (
         _infer_mean,
         lambda e: [e.rounded(e.inputs[0].mean(axis=e.integer("axis"), keepdims=True))],
         "Mean over one axis, kept with length 1.",
+    ),
+    OpDefinition(
+        "reduce_sum",
+        _UNFUSED,
+        ("x",),
+        {"axis": "int"},
+        _infer_mean,
+        lambda e: [e.rounded(e.inputs[0].sum(axis=e.integer("axis"), keepdims=True))],
+        "Sum over one axis, kept with length 1.",
     ),
     OpDefinition(
         "softmax",

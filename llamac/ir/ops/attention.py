@@ -28,6 +28,8 @@ def _infer(s: Signature) -> Sequence[Type]:
         raise OpError(f"q {q}, k {k}, v {v}: expected [H, T, h], [K, S, h], [K, S, h] with H a multiple of K")
     if positions.dtype is not I32 or positions.shape != (q.shape[1],):
         raise OpError(f"positions {positions} must be i32 [{q.shape[1]}]")
+    if "chunk" in s.attributes:
+        s.positive("chunk")
     return [q]
 
 
@@ -36,7 +38,10 @@ def _evaluate(e: Evaluation) -> Sequence[Any]:
     group = q.shape[0] // k.shape[0]
     keys, values = np.repeat(k, group, axis=0), np.repeat(v, group, axis=0)
     scores = e.rounded(e.rounded(q @ keys.transpose(0, 2, 1)) * q.dtype.type(e.number("scale")))
-    hidden = np.arange(k.shape[1])[None, :] > positions[:, None]
+    keys_at, queries_at = np.arange(k.shape[1])[None, :], positions[:, None]
+    hidden = keys_at > queries_at
+    if "chunk" in e.attributes:
+        hidden |= keys_at // e.integer("chunk") != queries_at // e.integer("chunk")
     scores = np.where(hidden[None], -np.inf, scores)
     return [e.rounded(e.rounded(softmax_rows(scores)) @ values)]
 
@@ -46,9 +51,9 @@ OPS: tuple[OpDefinition, ...] = (
         "attention",
         frozenset({MODEL}),
         ("q", "k", "v", "positions"),
-        {"scale": "float"},
+        {"scale": "float", "chunk": "int?"},
         _infer,
         _evaluate,
-        "softmax(q k^T * scale, keys after positions[t] hidden) v; query head i reads kv head i // (H / K).",
+        "softmax(q k^T * scale, keys after positions[t], or in another chunk, hidden) v; head i reads kv head i K / H.",
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ from ..dtypes import F32, I32, round_to
 from ..levels import KERNEL
 from ..types import CacheType, TensorType, Type
 from .attention import softmax_rows
+from .normalization import normalized
 from .rotary import rotate
+from .temperature import temperatures
 
 
 @dataclass
@@ -50,30 +52,87 @@ def _heads(s: Signature, cache: CacheType) -> int:
     return heads
 
 
-def _infer_append(s: Signature) -> Sequence[Type]:
-    cache, qkv, cos, sin = s.cache(0), s.ranked(1, 2), s.tensor(2), s.tensor(3)
-    heads, tokens = _heads(s, cache), qkv.shape[0]
-    if qkv != TensorType((tokens, (heads + 2 * cache.kv_heads) * cache.head_dim), F32):
+def _qkv(s: Signature, index: int, cache: CacheType) -> TensorType:
+    """The joined q, k and v rows that fit a cache."""
+    qkv, heads = s.ranked(index, 2), _heads(s, cache)
+    if qkv != TensorType((qkv.shape[0], (heads + 2 * cache.kv_heads) * cache.head_dim), F32):
         raise OpError(f"qkv {qkv} does not hold {heads} q, {cache.kv_heads} k and v heads of {cache.head_dim}")
+    return qkv
+
+
+def _infer_rope_append(s: Signature) -> Sequence[Type]:
+    cache, cos, sin = s.cache(0), s.tensor(2), s.tensor(3)
+    tokens = _qkv(s, 1, cache).shape[0]
     if cos != TensorType((tokens, cache.head_dim // 2), F32) or sin != cos:
         raise OpError(f"cos {cos} and sin {sin} must be f32 [{tokens}, {cache.head_dim // 2}]")
     _check_rows(s, 4, tokens)
-    return [cache, TensorType((tokens, heads * cache.head_dim), F32)]
+    return [cache, TensorType((tokens, s.integer("heads") * cache.head_dim), F32)]
 
 
-def _evaluate_append(e: Evaluation) -> Sequence[Any]:
-    state, qkv, cos, sin, positions, sequences, pages = e.inputs
-    kind, heads, layer = state.type, e.integer("heads"), e.integer("layer")
-    rows = qkv.reshape(len(qkv), -1, kind.head_dim)
-    q, k, v = np.split(rows, [heads, heads + kind.kv_heads], axis=1)
-    q = rotate(q, cos[:, None], sin[:, None], "half_split")
-    k = rotate(k, cos[:, None], sin[:, None], "half_split")
+def _infer_append(s: Signature) -> Sequence[Type]:
+    cache = s.cache(0)
+    tokens = _qkv(s, 1, cache).shape[0]
+    _check_rows(s, 2, tokens)
+    return [cache, TensorType((tokens, s.integer("heads") * cache.head_dim), F32)]
+
+
+def _split(e: Evaluation, qkv: Array, kind: CacheType) -> list[Array]:
+    """q, k and v as [T, heads, head_dim]."""
+    heads = e.integer("heads")
+    return np.split(qkv.reshape(len(qkv), -1, kind.head_dim), [heads, heads + kind.kv_heads], axis=1)
+
+
+def _written(e: Evaluation, state: CacheState, k: Array, v: Array, rows: Sequence[Array]) -> CacheState:
+    """The cache after rows k and v went to their places."""
+    positions, sequences, pages = rows
+    kind, layer = state.type, e.integer("layer")
     new = CacheState(kind, state.keys.copy(), state.values.copy())
     for t, position in enumerate(positions):
         page, slot = pages[sequences[t], position // kind.page], position % kind.page
         for store, row in ((new.keys, k[t]), (new.values, v[t])):
             store[page, layer, :, slot] = row if e.exact else round_to(row, kind.dtype)
-    return [new, e.rounded(q.reshape(len(qkv), -1), 1)]
+    return new
+
+
+def _evaluate_rope_append(e: Evaluation) -> Sequence[Any]:
+    state, qkv, cos, sin, *rows = e.inputs
+    q, k, v = _split(e, qkv, state.type)
+    q = rotate(q, cos[:, None], sin[:, None], "half_split")
+    k = rotate(k, cos[:, None], sin[:, None], "half_split")
+    return [_written(e, state, k, v, rows), e.rounded(q.reshape(len(qkv), -1), 1)]
+
+
+def _evaluate_append(e: Evaluation) -> Sequence[Any]:
+    state, qkv, *rows = e.inputs
+    q, k, v = _split(e, qkv, state.type)
+    return [_written(e, state, k, v, rows), q.reshape(len(qkv), -1)]
+
+
+def _infer_heads(s: Signature) -> Sequence[Type]:
+    qkv, heads, width = s.ranked(0, 2), s.positive("heads"), s.positive("head_dim")
+    columns = qkv.shape[1]
+    if qkv.dtype is not F32 or not isinstance(columns, int) or heads * width > columns:
+        raise OpError(f"{qkv} does not begin with {heads} f32 heads of {width}")
+    if len(s.types) > 1 and s.tensor(1) != TensorType((qkv.shape[0],), I32):
+        raise OpError(f"positions {s.tensor(1)} must be i32 [{qkv.shape[0]}]")
+    return [qkv]
+
+
+def _on_heads(e: Evaluation, change: Callable[[Array], Array]) -> Sequence[Any]:
+    qkv = e.inputs[0].copy()
+    width = e.integer("heads") * e.integer("head_dim")
+    first = qkv[:, :width].reshape(len(qkv), e.integer("heads"), -1)
+    qkv[:, :width] = change(first).reshape(len(qkv), width)
+    return [e.rounded(qkv)]
+
+
+def _evaluate_norm_heads(e: Evaluation) -> Sequence[Any]:
+    return _on_heads(e, lambda heads: normalized(heads, e.number("eps")))
+
+
+def _evaluate_temper_heads(e: Evaluation) -> Sequence[Any]:
+    factors = temperatures(e.inputs[1], e)
+    return _on_heads(e, lambda heads: heads * factors[:, None, None])
 
 
 def _infer_attend(s: Signature) -> Sequence[Type]:
@@ -91,10 +150,13 @@ def _evaluate_attend(e: Evaluation) -> Sequence[Any]:
     group = heads // kind.kv_heads
     out = np.empty_like(q)
     for t, position in enumerate(positions):
-        mine = pages[sequences[t], : position // kind.page + 1]
-        # [pages, kv_heads, page, head_dim] -> [kv_heads, position + 1, head_dim]
+        first = kind.first_visible(int(position))
+        skipped = first // kind.page
+        mine = pages[sequences[t], skipped : position // kind.page + 1]
+        seen = slice(first - skipped * kind.page, position + 1 - skipped * kind.page)
+        # [pages, kv_heads, page, head_dim] -> [kv_heads, visible positions, head_dim]
         keys, values = (
-            store[mine, layer].transpose(1, 0, 2, 3).reshape(kind.kv_heads, -1, kind.head_dim)[:, : position + 1]
+            store[mine, layer].transpose(1, 0, 2, 3).reshape(kind.kv_heads, -1, kind.head_dim)[:, seen]
             for store in (state.keys, state.values)
         )
         query = q[t].reshape(kind.kv_heads, group, kind.head_dim)
@@ -121,9 +183,36 @@ OPS: tuple[OpDefinition, ...] = (
         frozenset({KERNEL}),
         ("cache", "qkv", "cos", "sin", "positions", "sequence_of_token", "page_tables"),
         {"layer": "dim", "heads": "int"},
+        _infer_rope_append,
+        _evaluate_rope_append,
+        "Rotates q and k of qkv [T, (H + 2K) h] (half-split), writes k and v into the cache; results: cache, q.",
+    ),
+    OpDefinition(
+        "append",
+        frozenset({KERNEL}),
+        ("cache", "qkv", "positions", "sequence_of_token", "page_tables"),
+        {"layer": "dim", "heads": "int"},
         _infer_append,
         _evaluate_append,
-        "Rotates q and k of qkv [T, (H + 2K) h] (half-split), writes k and v into the cache; results: cache, q.",
+        "Writes k and v of qkv [T, (H + 2K) h] into the cache as they are; results: cache, q.",
+    ),
+    OpDefinition(
+        "norm_heads",
+        frozenset({KERNEL}),
+        ("qkv",),
+        {"heads": "int", "head_dim": "int", "eps": "float"},
+        _infer_heads,
+        _evaluate_norm_heads,
+        "The first heads of each row over their root mean square, head by head; the rest as it is.",
+    ),
+    OpDefinition(
+        "temper_heads",
+        frozenset({KERNEL}),
+        ("qkv", "positions"),
+        {"heads": "int", "head_dim": "int", "floor": "float", "scale": "float"},
+        _infer_heads,
+        _evaluate_temper_heads,
+        "The first heads of each row times 1 + scale ln(1 + floor((position + 1) / floor)); the rest as it is.",
     ),
     OpDefinition(
         "attend",
@@ -132,7 +221,7 @@ OPS: tuple[OpDefinition, ...] = (
         {"layer": "dim", "heads": "int", "scale": "float"},
         _infer_attend,
         _evaluate_attend,
-        "Attention of each row over its sequence's cached keys up to its own position.",
+        "Attention of each row over its sequence's cached keys up to its own position, from its chunk's first on.",
     ),
     OpDefinition(
         "call",

@@ -43,6 +43,13 @@ def _evaluate_add(e: Evaluation) -> Sequence[Any]:
     return [total, e.rounded(e.rounded(normalized(total, e.number("eps")), 1) * weight, 1)]
 
 
+def _infer_unit(s: Signature) -> Sequence[Type]:
+    x = s.tensor(0)
+    if not x.rank or not x.dtype.is_float:
+        raise OpError(f"x {x} must be a float tensor with an axis")
+    return [x]
+
+
 OPS: tuple[OpDefinition, ...] = (
     OpDefinition(
         "rms_norm",
@@ -52,6 +59,15 @@ OPS: tuple[OpDefinition, ...] = (
         _infer,
         _evaluate,
         "x / sqrt(mean(x^2) + eps) in f32, rounded to x's dtype, times weight (Zhang and Sennrich 2019).",
+    ),
+    OpDefinition(
+        "unit_rms_norm",
+        frozenset({MODEL}),
+        ("x",),
+        {"eps": "float"},
+        _infer_unit,
+        lambda e: [e.rounded(normalized(e.inputs[0], e.number("eps")))],
+        "x / sqrt(mean(x^2) + eps) over the last axis: rms_norm without a weight.",
     ),
     OpDefinition(
         "add_rms_norm",

@@ -109,7 +109,7 @@ def _evaluate_swiglu_quantized(e: Evaluation) -> Sequence[Any]:
     return _quantized(e, silu(gate) * up)
 
 
-def _packed_shape(s: Signature, index: int) -> tuple[WeightFormat, int, int]:
+def packed_shape(s: Signature, index: int) -> tuple[WeightFormat, int, int]:
     """The format, rows and columns that operand `index` must be packed for."""
     fmt, rows, columns = format_of(s.text("format")), s.positive("rows"), s.positive("columns")
     expected = TensorType((fmt.panels(rows), fmt.panel_bytes(columns)), U8)
@@ -125,7 +125,7 @@ def _with_residual(s: Signature, index: int, result: TensorType) -> Sequence[Typ
 
 
 def _infer_dense(s: Signature) -> Sequence[Type]:
-    fmt, rows, columns = _packed_shape(s, 1)
+    fmt, rows, columns = packed_shape(s, 1)
     x = s.ranked(0, 2)
     if not fmt.is_dense or x.shape[1] != columns or x.dtype is not F32:
         raise OpError(f"x {x} does not fit a dense {rows} x {columns} weight in {fmt.name}")
@@ -133,7 +133,7 @@ def _infer_dense(s: Signature) -> Sequence[Type]:
 
 
 def _infer_grouped(s: Signature) -> Sequence[Type]:
-    fmt, rows, columns = _packed_shape(s, 3)
+    fmt, rows, columns = packed_shape(s, 3)
     quants, scale, total = s.ranked(0, 2), s.tensor(1), s.tensor(2)
     padded = fmt.padded_columns(columns)
     tokens = quants.shape[0]
@@ -145,14 +145,15 @@ def _infer_grouped(s: Signature) -> Sequence[Type]:
     return _with_residual(s, 4, TensorType((tokens, rows), F32))
 
 
-def _unpacked(e: Evaluation, index: int) -> Array:
+def unpacked(e: Evaluation, index: int) -> Array:
+    """The matrix that operand `index` packs, as floats."""
     fmt = format_of(e.text("format"))
     return unpack(fmt, e.inputs[index], e.integer("rows"), e.integer("columns")).astype(e.float_type)
 
 
 def _evaluate_dense(e: Evaluation) -> Sequence[Any]:
     x, _, *residual = e.inputs
-    product = x @ _unpacked(e, 1).T
+    product = x @ unpacked(e, 1).T
     return [e.rounded(residual[0] + product if residual else product)]
 
 
@@ -161,12 +162,12 @@ def _evaluate_grouped(e: Evaluation) -> Sequence[Any]:
     columns = e.integer("columns")
     block = quants.shape[1] // scale.shape[1]
     x = (quants.astype(e.float_type) * np.repeat(scale, block, axis=1).astype(e.float_type))[:, :columns]
-    product = x @ _unpacked(e, 3).T
+    product = x @ unpacked(e, 3).T
     return [e.rounded(residual[0] + product if residual else product)]
 
 
 def _infer_embed(s: Signature) -> Sequence[Type]:
-    _, _, columns = _packed_shape(s, 1)
+    _, _, columns = packed_shape(s, 1)
     ids = s.ranked(0, 1)
     if ids.dtype is not I32:
         raise OpError(f"ids {ids} must be i32 [T]")
@@ -237,7 +238,7 @@ OPS: tuple[OpDefinition, ...] = (
         ("ids", "weight"),
         _PACKED,
         _infer_embed,
-        lambda e: [e.rounded(_unpacked(e, 1)[e.inputs[0]])],
+        lambda e: [e.rounded(unpacked(e, 1)[e.inputs[0]])],
         "Row ids[t] of a packed weight, as f32.",
     ),
 )
