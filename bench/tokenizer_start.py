@@ -1,4 +1,4 @@
-"""From importing the runtime's tokenizer to the ids of a first prompt, in a fresh process: table, tiktoken, tokenizers.
+"""From importing the runtime's tokenizer to the ids of a first prompt, in a fresh process: by table and by tiktoken.
 
     python bench/tokenizer_start.py            # needs llama-models (--no-deps) for the real tokenizer.model files
 

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llamac.ir.evaluator import RowReader
 from llamac.models.checkpoint import Checkpoint, StoredTensor
 from llamac.models.graph import build_graph
 from llamac.models.llama.config import LlamaConfig
@@ -21,6 +22,7 @@ from llamac.transform.outside import Edit, load_edits
 from llamac.transform.pipeline import Instrument, pipeline_text
 from llamac.transform.validation import EXACT_BOUND, Scenario, Validator, Verdict, make_scenario
 
+from .image_side import validate_encoder
 from .layer_kinds import is_uniform, layer_counts
 
 SEED = 20
@@ -37,6 +39,7 @@ def certify(
     small = shrink_config(checkpoint.config, checkpoint.tensors)
     tensors = shrink_tensors(checkpoint.config, small, checkpoint.tensors)
     verdicts, pipeline = validate(small, tensors, quantization, kv_dtype, SEED, load_edits(passes_from))
+    image = validate_encoder(small, tensors, quantization, kv_dtype, _weights(tensors, SEED), SEED, PAGE)
     return {
         "config": {**dataclasses.asdict(small), "name": "shrunken"},
         "encodings": {name: t.encoding for name, t in tensors.items()},
@@ -47,8 +50,17 @@ def certify(
         "seed": SEED,
         "page": PAGE,
         "bound": EXACT_BOUND,
-        "verdicts": [{"after": v.after, "against": v.against, "passed": v.passed} for v in verdicts],
+        "verdicts": _recorded(verdicts),
+        **({"image_verdicts": _recorded(image)} if image else {}),
     }
+
+
+def _recorded(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    return [{"after": v.after, "against": v.against, "passed": v.passed} for v in verdicts]
+
+
+def _weights(tensors: Mapping[str, StoredTensor], seed: int) -> RowReader:
+    return SyntheticWeights(tensors, seed).read_rows
 
 
 def replay(certificate: Mapping[str, Any]) -> list[Verdict]:
@@ -57,8 +69,10 @@ def replay(certificate: Mapping[str, Any]) -> list[Verdict]:
     tensors = small_tensors(small, certificate["encodings"])
     quantization = parse_quantization(certificate["quantization"])
     edit = load_edits(certificate.get("passes_from", ()))
-    verdicts, _ = validate(small, tensors, quantization, certificate["kv_dtype"], int(certificate["seed"]), edit)
-    return verdicts
+    kv_dtype, seed = certificate["kv_dtype"], int(certificate["seed"])
+    verdicts, _ = validate(small, tensors, quantization, kv_dtype, seed, edit)
+    weights = _weights(tensors, seed)
+    return verdicts + validate_encoder(small, tensors, quantization, kv_dtype, weights, seed, int(certificate["page"]))
 
 
 def validate(
@@ -72,7 +86,9 @@ def validate(
     instruments: Sequence[Instrument] = (),
 ) -> tuple[list[Verdict], str]:
     """The verdicts of the CPU pipeline, as `edit` leaves it, on the small model; and the pipeline's text."""
-    steps = edit(cpu_pipeline(layer_counts(small), quantization, kv_dtype, MAX_TOKENS, is_uniform(small, tensors), PAGE))
+    steps = edit(
+        cpu_pipeline(layer_counts(small), quantization, kv_dtype, MAX_TOKENS, is_uniform(small, tensors), PAGE)
+    )
     weights = SyntheticWeights(tensors, seed)
     validator = Validator(weights.read_rows, scenario or make_scenario(small.vocab_size, PAGE, seed))
     return validator.run(build_graph(small, tensors), steps, instruments), pipeline_text(steps)

@@ -185,7 +185,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _compare(a: Activation, b: Activation) -> Comparison:
-    x, y = a.values, b.values
+    x, y = (v if v.ndim > 1 else v[:, None] for v in (a.values, b.values))  # a number a row is a row of one
     with np.errstate(invalid="ignore"):
         difference = np.abs(x.astype(np.float64) - y)
     # Equal infinities agree; a NaN agrees with nothing.
@@ -197,7 +197,7 @@ def _compare(a: Activation, b: Activation) -> Comparison:
     finite = np.abs(y[np.isfinite(y)])
     scale = max(float(finite.max(initial=0.0)), 1e-30)
     return Comparison(
-        a.where, a.what, x.shape, absolute, beyond / scale, row, column,
+        a.where, a.what, a.values.shape, absolute, beyond / scale, row, column,
         float(x[row, column]), float(y[row, column]), b.weights,
     )  # fmt: skip
 

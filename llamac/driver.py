@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,18 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from llamac.analysis.memory import arena_bytes
-from llamac.analysis.weight_plan import PlacedWeight, bytes_per_token, member_bytes, plan_weights
+from llamac.analysis.weight_plan import PlacedWeight, member_bytes, plan_weights
 from llamac.artifact.write import ArtifactWriter
 from llamac.backends.cpu import abi
 from llamac.backends.cpu.codegen import Limits, generate
-from llamac.backends.cpu.toolchain import ZIG_VERSION, compile_shared_library, zig_command
+from llamac.backends.cpu.toolchain import compile_shared_library, zig_command
 from llamac.backends.null.report import report
 from llamac.errors import LlamacError
 from llamac.host import cpu_features, machine_architecture
 from llamac.ir.evaluator import WeightEvaluator
 from llamac.ir.graph import Module
-from llamac.ir.kv_groups import kv_groups
-from llamac.ir.layouts import LAYOUT
 from llamac.ir.printer import print_module
 from llamac.materialize import write_weights
 from llamac.models.capture.captured import CapturedModel
@@ -38,14 +35,13 @@ from llamac.transform.pipeline import PassRecord, run_pipeline
 
 from .certificate import certify
 from .golden import read_golden
+from .image_side import compile_encoder, most_vision_rows
 from .layer_kinds import is_uniform, layer_counts
+from .manifest_entries import IMAGE_IR_MEMBER, IR_MEMBER, WEIGHTS_MEMBER, manifest_of
 from .reproduction import default_kv_dtype, recipe_of, repro_folder, reproduced
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, how much of it is done, how much there is), in bytes for weights and steps for the rest."""
-
-_WEIGHTS = f"weights/{LAYOUT}.bin"
-_IR = "ir/step.ir"
 
 
 @dataclass(frozen=True)
@@ -68,10 +64,16 @@ class CompiledGraph:
     limits: Limits
     quantization: Quantization
     kv_dtype: str
+    encoder: tuple[Module, list[PassRecord]] | None = None
+
+    @property
+    def image(self) -> Module | None:
+        """The image encoder, where the model has one."""
+        return self.encoder[0] if self.encoder is not None else None
 
 
 def compile(
-    source: str | Path | CapturedModel,
+    source: str | Path | Checkpoint | CapturedModel,
     *,
     target: str | Sequence[str] = "cpu",
     output: str | Path,
@@ -91,7 +93,7 @@ def compile(
 ) -> CompileResult:
     """Compile `source` for `target`(s) into `output`.
 
-    source: a Hugging Face folder, a GGUF file, a preset's name, or what `capture` gives.
+    source: a folder, a GGUF file, a preset's name, an opened `Checkpoint`, or what `capture` gives.
 
     quantize: keep, f32, f16, bf16, fp8, int8 or int4, the last two with `:g32`, `:g64`, `:g128` and `:asym`.
     kv: dtype of the key-value cache, f16 by default and f32 with `quantize="f32"`.
@@ -110,9 +112,7 @@ def compile(
     zig_command()  # a missing compiler is known before any work
     progress("reading", 0, 1)
     captured = source if isinstance(source, CapturedModel) else None
-    checkpoint = (
-        source.checkpoint if isinstance(source, CapturedModel) else open_source(source, random_weights=random_weights)
-    )
+    checkpoint = _opened(source, random_weights)
     ledger = [LedgerEntry(**entry) for entry in checkpoint.ledger]
     _check_tokenizer(checkpoint, tokenizer, ledger)
     vectors = read_golden(golden, checkpoint, str(quantization), ledger)
@@ -130,6 +130,14 @@ def compile(
     with reproduced(recipe, repro_folder(output)):
         certificate = certify(checkpoint, quantization, compiled.kv_dtype, passes_from) if validate else None
     return _build(checkpoint, compiled, targets, Path(output), memory, emit_c, vectors, certificate, progress)
+
+
+def _opened(source: str | Path | Checkpoint | CapturedModel, random_weights: int | None) -> Checkpoint:
+    if isinstance(source, Checkpoint):
+        return source
+    return (
+        source.checkpoint if isinstance(source, CapturedModel) else open_source(source, random_weights=random_weights)
+    )
 
 
 def count_work(
@@ -205,12 +213,17 @@ def compile_graph(
     kv_dtype = kv or default_kv_dtype(quantization)
     module = module or build_graph(config, checkpoint.tensors)
     context = PassContext(checkpoint.read_rows, ledger)
-    steps = cpu_pipeline(layer_counts(config), quantization, kv_dtype, max_step_tokens, is_uniform(config, checkpoint.tensors))
+    steps = cpu_pipeline(
+        layer_counts(config), quantization, kv_dtype, max_step_tokens, is_uniform(config, checkpoint.tensors)
+    )
     records = run_pipeline(module, edit(steps), context)
-    placed = plan_weights(module)
+    encoder = compile_encoder(config, checkpoint.tensors, quantization, kv_dtype, context)
+    placed = plan_weights(module, *([encoder[0]] if encoder else []))
     arena = arena_bytes(module, max_step_tokens)
+    if encoder:
+        arena = max(arena, arena_bytes(encoder[0], most_vision_rows(config)))
     limits = Limits(config.vocab_size, length, max_step_tokens, arena, member_bytes(placed))
-    return CompiledGraph(module, records, context, placed, limits, quantization, kv_dtype)
+    return CompiledGraph(module, records, context, placed, limits, quantization, kv_dtype, encoder)
 
 
 def _build(
@@ -225,7 +238,7 @@ def _build(
     progress: Progress,
 ) -> CompileResult:
     title = f"{checkpoint.name}, {compiled.quantization} weights, {compiled.kv_dtype} cache"
-    source = generate(compiled.module, compiled.placed, compiled.limits, title)
+    source = generate(compiled.module, compiled.placed, compiled.limits, title, image=compiled.image)
     if emit_c is not None:
         _emit_c(Path(emit_c), source)
     with tempfile.TemporaryDirectory(prefix="llamac-") as folder, ThreadPoolExecutor(1) as pool:
@@ -275,7 +288,7 @@ def _write(
         progress("packing weights", done, total)
 
     with ArtifactWriter(output, expected_bytes=total) as writer:
-        with writer.open_stream(_WEIGHTS, total) as stream:
+        with writer.open_stream(WEIGHTS_MEMBER, total) as stream:
             write_weights(compiled.placed, evaluator, stream, memory // 4, advance)
             stream.pad_to(64)
         progress("compiling code", 0, len(targets))
@@ -283,9 +296,11 @@ def _write(
             writer.add_bytes(f"code/{t.name}.so", jobs[t.name].result())
             progress("compiling code", index + 1, len(targets))
         writer.add_bytes("code/model.c", source.encode())
-        writer.add_bytes(_IR, print_module(compiled.module).encode())
+        writer.add_bytes(IR_MEMBER, print_module(compiled.module).encode())
+        if compiled.image is not None:
+            writer.add_bytes(IMAGE_IR_MEMBER, print_module(compiled.image).encode())
         text = _add_text(writer, checkpoint)
-        manifest = _manifest(checkpoint, compiled, targets, text, vectors, certificate)
+        manifest = manifest_of(checkpoint, compiled, targets, text, vectors, certificate)
         size = writer.finish(manifest)
     return CompileResult(output, size, manifest)
 
@@ -303,97 +318,3 @@ def _add_text(writer: ArtifactWriter, checkpoint: Checkpoint) -> dict[str, Any]:
         entries["chat_template"] = "tokenizer/chat_template.jinja"
         writer.add_bytes(entries["chat_template"], checkpoint.chat_template.encode())
     return entries
-
-
-def _manifest(
-    checkpoint: Checkpoint,
-    compiled: CompiledGraph,
-    targets: list[Target],
-    text: dict[str, Any],
-    vectors: dict[str, Any],
-    certificate: dict[str, Any] | None,
-) -> dict[str, Any]:
-    config, generation = checkpoint.config, checkpoint.generation
-    return {
-        "format": "llamac-artifact",
-        "schema": 1,
-        "producer": f"llamac {_version()} (zig {ZIG_VERSION})",
-        "model": {
-            "name": checkpoint.name,
-            "architecture": config.architecture,
-            "source_format": checkpoint.format,
-            "license": checkpoint.license,
-            "parameters": config.parameters,
-            "config": dataclasses.asdict(config),
-            "context_length": compiled.limits.context,
-            "vocab_size": config.vocab_size,
-        },
-        "quantization": str(compiled.quantization),
-        "passes": [_pass_entry(r) for r in compiled.records],
-        "targets": [_target_entry(t) for t in targets],
-        "weights": [_weights_entry(compiled)],
-        "ir": _IR,
-        "memory": _memory_entry(compiled),
-        **text,
-        "generation": {
-            "bos_id": generation.bos_id,
-            "add_bos": generation.add_bos,
-            "stop_ids": list(generation.stop_ids),
-            "stop_sources": {str(k): list(v) for k, v in generation.stop_sources.items()},
-            "defaults": dict(generation.sampling),
-        },
-        "golden": vectors,
-        "certificate": certificate,
-        "ledger": [entry.to_json() for entry in compiled.context.ledger],
-    }
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("llamac")
-
-
-def _pass_entry(record: PassRecord) -> dict[str, Any]:
-    result = record.result
-    return {
-        "name": record.name,
-        "options": {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in record.options.items()},
-        "changed": result.changed,
-        "counts": dict(result.counts),
-    }
-
-
-def _target_entry(target: Target) -> dict[str, Any]:
-    return {
-        "name": target.name,
-        "kind": target.kind,
-        "triple": target.triple,
-        "requires": list(target.requires),
-        "code": f"code/{target.name}.so",
-        "source": "code/model.c",
-        "layout": target.layout,
-        "truth": "compiled",
-    }
-
-
-def _weights_entry(compiled: CompiledGraph) -> dict[str, Any]:
-    tensors = [
-        {"name": p.weight.name, "offset": p.offset, "bytes": p.nbytes, "format": p.format, "shape": list(p.shape)}
-        for p in compiled.placed
-    ]
-    return {"layout": LAYOUT, "member": _WEIGHTS, "bytes": compiled.limits.weight_bytes, "tensors": tensors}
-
-
-def _memory_entry(compiled: CompiledGraph) -> dict[str, Any]:
-    caches, limits = [g.type for g in kv_groups(compiled.module.step)], compiled.limits
-    return {
-        "arena_bytes": limits.arena_bytes,
-        "kv_page_tokens": caches[0].page,
-        "caches": [{"chunk": c.chunk, "layers": c.layers, "page_bytes": c.page_bytes} for c in caches],
-        "kv_dtype": compiled.kv_dtype,
-        "max_step_tokens": limits.max_tokens,
-        "weight_bytes": limits.weight_bytes,
-        "weight_bytes_per_token": bytes_per_token(compiled.module, compiled.placed),
-        "logits_bytes": 4 * limits.vocab,
-    }

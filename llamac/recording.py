@@ -97,6 +97,17 @@ def stored_module(artifact: Artifact) -> Module:
     return module
 
 
+def stored_image_module(artifact: Artifact) -> Module | None:
+    """The IR of the image encoder in an artifact, verified; None for a model without one."""
+    entry = artifact.manifest.get("image")
+    if entry is None:
+        return None
+    where = f"{artifact.path}:{entry['ir']}"
+    module = parse_module(artifact.member_bytes(entry["ir"]).decode("utf-8", "replace"), where)
+    verify(module)
+    return module
+
+
 def module_text(module: Module) -> str:
     """The graphs of a module as text, its weights aside."""
     return "\n".join(print_graph(graph) for graph in module.graphs.values())
@@ -126,13 +137,14 @@ class Collector:
         """The trace callback of a tracing build: copies `rows` rows that lie `stride` elements apart."""
         name = graph.decode()
         result = self.module.graphs[name].ops[index].results[number].tensor
-        rows, columns = (evaluate(d, self.symbols) for d in result.shape)
+        rows, *width = (evaluate(d, self.symbols) for d in result.shape)
+        columns = width[0] if width else 1
         kind = result.dtype.storage
         count = (rows - 1) * stride + columns
         flat = np.frombuffer(ctypes.string_at(address, count * kind.itemsize), kind)
         padded = np.zeros(rows * stride, kind)
         padded[:count] = flat
-        values = padded.reshape(rows, stride)[:, :columns]
+        values = padded.reshape(rows, stride)[:, :columns].reshape(rows, *width)
         self.add(name, index, None if layer == NO_LAYER else layer, number, values)
 
     def observe(self, graph: Graph, index: int, symbols: Any, results: list[Any]) -> Sequence[Any]:
@@ -153,7 +165,10 @@ class Collector:
         seen: dict[tuple[str, str], int] = {}
         for (graph, index, layer), results in self.found.items():
             op = self.module.graphs[graph].ops[index]
-            where = op.location if layer is None else op.location.replace("layers", f"layers.{layer}", 1)
+            # Inside a function `layer` is a layer's place in its cache; the call knows which layer that is.
+            where = (
+                op.location if layer is None else op.location.replace("layers", self._calls[graph, layer].location, 1)
+            )
             weights = tuple(self._weights(graph, op, layer))
             for suffix, values, step in _values(op, results):
                 what = " ".join([_plain(op), *(_role(w) for w in weights), *suffix])
@@ -239,7 +254,7 @@ def interpret(
 
 def placed_weights(artifact: Artifact, module: Module, weights: StoredWeights) -> list[PlacedWeight]:
     """The weights that the IR reads where the manifest has them (LLC0711 when the two disagree)."""
-    used = {v for op in module.step.ops for v in op.operands if isinstance(v, Weight)}
+    used = {v for op in module.main.ops for v in op.operands if isinstance(v, Weight)}
     placed = []
     for weight in used:
         entry = weights.get(weight.name)

@@ -19,8 +19,8 @@ from typing import Any
 from llamac.errors import LlamacError
 from llamac.ir.gguf_blocks import BLOCKS
 from llamac.models.checkpoint import Checkpoint
-from llamac.models.llama.config import LlamaConfig
 from llamac.models.graph import build_graph
+from llamac.models.llama.config import LlamaConfig
 from llamac.models.llama.config_json import config_from_json
 from llamac.models.llama.shrink import SyntheticWeights, shrink_config, small_tensors
 from llamac.models.llama.weights import expected_shapes

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from llamac.analysis.memory import value_bytes
-from llamac.analysis.weight_plan import PlacedWeight
 from llamac.artifact.read import Artifact
 from llamac.backends.cpu.codegen import Limits, generate
 from llamac.backends.cpu.toolchain import compile_shared_library
@@ -27,9 +26,11 @@ from .recording import (
     Collector,
     Floats,
     Recording,
+    StoredWeights,
     is_quantized,
     module_text,
     placed_weights,
+    stored_image_module,
     stored_module,
     stored_weights,
     weight_reader,
@@ -43,7 +44,7 @@ def record_artifact(artifact: Artifact, ids: Sequence[int], folder: Path) -> Rec
     limits = _limits(artifact)
     placed = placed_weights(artifact, module, weights)
     _check_arena(artifact, module, limits)
-    notes = _source_note(artifact, module, placed, limits)
+    notes = _source_note(artifact, module, weights, limits)
     library = folder / "traced.so"
     source = generate(module, placed, limits, "a tracing build", trace=True)
     _build(source, library)
@@ -85,13 +86,15 @@ def _offsets(op: Op) -> tuple[int, ...]:
     return tuple(int(str(v)) for v in found) if isinstance(found, tuple) else ()
 
 
-def _source_note(artifact: Artifact, module: Module, placed: list[PlacedWeight], limits: Limits) -> list[str]:
+def _source_note(artifact: Artifact, module: Module, weights: StoredWeights, limits: Limits) -> list[str]:
     """Whether this llamac generates, from the IR, the very source that lies in the file (its first comment aside)."""
+    image = stored_image_module(artifact)
+    placed = [p for part in (module, image) if part is not None for p in placed_weights(artifact, part, weights)]
     member = artifact.manifest["targets"][0]["source"]
     if member is None:
         return []
     kept = artifact.member_bytes(member).decode("utf-8", "replace")
-    if _body(generate(module, placed, limits, "")) == _body(kept):
+    if _body(generate(module, placed, limits, "", image=image)) == _body(kept):
         return ["this llamac generates the same C from its IR as it carries"]
     return ["this llamac generates other C from its IR than it carries: another version made it"]
 

@@ -35,6 +35,9 @@ BLOCKS: dict[str, tuple[int, int]] = {
 }
 """Encoding -> (values in a block, bytes of a block). A row of a weight is a whole number of blocks."""
 
+ONLY_IN_PARTS = frozenset({"i8", "u8", "i32"})
+"""Encodings of parts of packed weights: integers that are no values by themselves."""
+
 
 @dataclass(frozen=True)
 class StoredTensor:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from llamac.errors import LlamacError
 
-from .checkpoint import BLOCKS, bytes_of
+from .checkpoint import BLOCKS, ONLY_IN_PARTS, bytes_of
 from .input_files import check_not_lfs_pointer
 
 MAGIC = b"GGUF"
@@ -179,7 +179,7 @@ def _tensors(path: Path, rows: list[TableRow], start: int, size: int, alignment:
         if offset % alignment:
             _bad_table(path, f"{name[:80]}: offset {offset} is no multiple of {alignment}")
         type_name = TYPE_NAMES.get(number, f"type {number}")
-        encoding = type_name.lower() if type_name.lower() in BLOCKS else None
+        encoding = type_name.lower() if type_name.lower() in BLOCKS.keys() - ONLY_IN_PARTS else None
         nbytes = bytes_of(encoding, shape) if encoding else 0
         if nbytes is None:
             _bad_table(path, f"{name[:80]}: a row of {shape[-1]} values is no whole number of {type_name} blocks")

@@ -1,21 +1,39 @@
-"""GGUF files of architecture `llama` -> `Checkpoint`: blocks stay as they are stored."""
+"""GGUF files of architectures `llama` and `llama4` -> `Checkpoint`: blocks stay as they are stored."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from llamac.errors import LlamacError
 
-from .checkpoint import BLOCKS, Checkpoint, FileRows, StoredTensor
+from .checkpoint import BLOCKS, ONLY_IN_PARTS, Checkpoint, FileRows, StoredTensor
 from .gguf_file import GgufFile, GgufTensor, read_gguf
 from .gguf_text import read_gguf_text
 from .ledger import LedgerEntry
+from .llama.config import LlamaConfig
 from .llama.gguf_config import config_from_gguf
 from .llama.weights import GGUF, check_weights, missing_weight, model_name, model_place
+from .llama4.gguf_config import ARCHITECTURE, config_from_gguf4
 
 DIVISORS = "rope_freqs.weight"
+CONFIGS: dict[str, Callable[..., LlamaConfig]] = {"llama": config_from_gguf, ARCHITECTURE: config_from_gguf4}
+EXPERTS = re.compile(
+    r"blk\.(0|[1-9]\d{0,5})\.(ffn_(?:gate_inp|gate_exps|up_exps|down_exps|gate_shexp|up_shexp|down_shexp))\.weight"
+)
+EXPERT_NAMES = {
+    "ffn_gate_inp": "moe.router",
+    "ffn_gate_exps": "moe.gate",
+    "ffn_up_exps": "moe.up",
+    "ffn_down_exps": "moe.down",
+    "ffn_gate_shexp": "moe.shared.gate",
+    "ffn_up_shexp": "moe.shared.up",
+    "ffn_down_shexp": "moe.shared.down",
+}
 
 
 def read_gguf_checkpoint(path: Path) -> Checkpoint:
@@ -29,7 +47,7 @@ def read_gguf_checkpoint(path: Path) -> Checkpoint:
     ledger: list[LedgerEntry] = []
     if "token_embd.weight" not in table:
         raise missing_weight(["embed"], GGUF)
-    config = config_from_gguf(
+    config = _config_reader(file)(
         file.metadata,
         file.path.name,
         vocabulary_rows=table["token_embd.weight"].shape[0],
@@ -37,7 +55,7 @@ def read_gguf_checkpoint(path: Path) -> Checkpoint:
         divisors=_divisors(file, table),
         ledger=ledger,
     )
-    found = [_weight(file, tensor) for tensor in file.tensors if tensor.name != DIVISORS]
+    found = [_weight(file, tensor, config) for tensor in file.tensors if tensor.name != DIVISORS]
     text = read_gguf_text(file.metadata, file.path.name, config.vocab_size)
     license_name = file.metadata.get("general.license")
     return Checkpoint(
@@ -60,16 +78,32 @@ def _check_not_split(file: GgufFile) -> None:
         raise LlamacError("LLC0210", file.path.name, reason, "merge the parts with `llama-gguf-split --merge`")
 
 
-def _weight(file: GgufFile, tensor: GgufTensor) -> StoredTensor:
-    name = model_name(tensor.name, GGUF)
+def _config_reader(file: GgufFile) -> Callable[..., LlamaConfig]:
+    architecture = file.metadata.get("general.architecture")
+    if not isinstance(architecture, str) or architecture not in CONFIGS:
+        reason = f"the architecture {str(architecture)[:60]!r} is not supported"
+        raise LlamacError("LLC0301", file.path.name, reason, f"supported: {', '.join(CONFIGS)}")
+    return CONFIGS[architecture]
+
+
+def _expert_name(stored: str) -> str | None:
+    """Model-level name of a weight of a mixture."""
+    match = EXPERTS.fullmatch(stored)
+    return f"layers.{match.group(1)}.{EXPERT_NAMES[match.group(2)]}" if match else None
+
+
+def _weight(file: GgufFile, tensor: GgufTensor, config: LlamaConfig) -> StoredTensor:
+    name = model_name(tensor.name, GGUF) or (_expert_name(tensor.name) if config.moe is not None else None)
     if name is None:
         reason = f"{tensor.name[:120]} is no weight of a dense Llama"
         raise LlamacError("LLC0207", model_place(tensor.name, GGUF), reason, "compile a plain dense Llama checkpoint")
     if tensor.encoding is None:
-        supported = ", ".join(encoding.upper() for encoding in BLOCKS if encoding != "e4m3fn")
+        supported = ", ".join(name.upper() for name in BLOCKS if name not in ONLY_IN_PARTS | {"e4m3fn"})
         reason = f"{tensor.name} is stored as {tensor.type_name}, which is not supported"
         raise LlamacError("LLC0209", name, reason, f"convert with one of {supported}")
-    return StoredTensor(name, tensor.name, tensor.shape, tensor.encoding, file.path, tensor.offset, tensor.nbytes)
+    # The matrices of all experts follow one another, so their rows do too.
+    shape = tensor.shape if len(tensor.shape) < 3 else (math.prod(tensor.shape[:-1]), tensor.shape[-1])
+    return StoredTensor(name, tensor.name, shape, tensor.encoding, file.path, tensor.offset, tensor.nbytes)
 
 
 def _divisors(file: GgufFile, table: dict[str, GgufTensor]) -> tuple[float, ...]:

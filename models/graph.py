@@ -11,8 +11,9 @@ from .checkpoint import StoredTensor
 from .llama.config import LlamaConfig
 from .llama.graph import build_llama
 from .llama4.graph import build_llama4
+from .mllama.graph import build_mllama
 
-_BUILDERS = {"llama": build_llama, "llama4": build_llama4}
+_BUILDERS = {"llama": build_llama, "llama4": build_llama4, "mllama": build_mllama}
 
 
 def build_graph(config: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> Module:

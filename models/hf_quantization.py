@@ -248,7 +248,7 @@ class QuantizedWeights:
             raise LlamacError("LLC0208", parts.name, reason, KEEP)
         if found[1] == 1:
             return 0
-        wide = [g for g in (*KERNEL_GROUPS, *range(256, columns, 128)) if -(-columns // g) == found[1]]
+        wide: list[int] = [g for g in (*KERNEL_GROUPS, *range(256, columns, 128)) if -(-columns // g) == found[1]]
         if not wide:
             reason = f"{found[1]} groups for {columns} inputs: groups of 16, 32, 64 or a multiple of 128 are supported"
             raise LlamacError("LLC0222", parts.name, reason, KEEP)

@@ -10,6 +10,7 @@ from .chat_formats import choose_chat_format
 from .checkpoint import GenerationDefaults, TokenizerSource
 from .input_files import parse_json_object, read_bytes, read_json_object, read_text
 from .ledger import LedgerEntry, entry
+from .llama.hf_vocabulary import official_ranks
 from .llama.rank_table import RANK_TABLE_FILE, rank_table
 from .llama.sentencepiece_format import VOCABULARY_FILE, SentencePieceModel, read_sentencepiece
 from .llama.tiktoken_format import is_rank_file, read_ranks, special_tokens
@@ -22,6 +23,7 @@ PostProcessor = object
 """The post-processor of a tokenizer.json, or None where there is no tokenizer.json."""
 
 BEGIN = "<|begin_of_text|>"
+LLAMA3_2_IMAGE = 128_256
 SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -41,7 +43,7 @@ def read_text_files(directory: Path, config: Mapping[str, object], vocab_size: i
     settings = _optional_json(directory / "tokenizer_config.json")
     special_map = _optional_json(directory / "special_tokens_map.json")
     generation = _optional_json(directory / "generation_config.json")
-    tokenizer, ids, processor = _tokenizer(directory, settings, ledger)
+    tokenizer, ids, processor = _tokenizer(directory, settings, config, ledger)
     bos = _token_text(settings, special_map, "bos_token") or (BEGIN if BEGIN in ids else "")
     eos = _token_text(settings, special_map, "eos_token")
     own = {} if tokenizer is None else tokenizer.info
@@ -92,13 +94,17 @@ def _optional_json(path: Path) -> dict[str, object]:
 
 
 def _tokenizer(
-    directory: Path, settings: Mapping[str, object], ledger: list[LedgerEntry]
+    directory: Path, settings: Mapping[str, object], config: Mapping[str, object], ledger: list[LedgerEntry]
 ) -> tuple[TokenizerSource | None, SpecialIds, PostProcessor]:
     """tokenizer.json, or a tokenizer.model of base64 rank lines; with special tokens and post-processor."""
     if (directory / "tokenizer.json").is_file():
         data = read_bytes(directory / "tokenizer.json")
         parsed = parse_json_object(data, "tokenizer.json")
         source = TokenizerSource("tokenizer.json", {"tokenizer.json": data}, {})
+        ranks = official_ranks(parsed)
+        if ranks is not None:
+            source.files[RANK_TABLE_FILE] = rank_table(ranks)
+            source.info["special_tokens"] = _special_from_json(parsed)
         return source, _special_from_json(parsed), parsed.get("post_processor") or {}
     path = directory / "tokenizer.model"
     if not path.is_file():
@@ -108,9 +114,15 @@ def _tokenizer(
     if not is_rank_file(data):
         return _sentencepiece(read_sentencepiece(data, "tokenizer.model"), ledger)
     ranks = read_ranks(data, "tokenizer.model")
-    tokens = special_tokens(len(ranks), _special_from_decoder(settings))
+    tokens = special_tokens(len(ranks), {**_image_token(config), **_special_from_decoder(settings)})
     files = {"tokenizer.model": data, RANK_TABLE_FILE: rank_table(ranks)}
     return TokenizerSource("tiktoken", files, {"special_tokens": tokens}), tokens, None
+
+
+def _image_token(config: Mapping[str, object]) -> dict[str, int]:
+    """Llama 3.2 Vision in Meta's layout: its image token is not the tokenizer's, but the first row after the head's."""
+    chunk = config.get("vision_chunk_size", -1)
+    return {"<|image|>": LLAMA3_2_IMAGE} if isinstance(chunk, int) and chunk > 0 else {}
 
 
 def _sentencepiece(

@@ -171,12 +171,15 @@ class HfWeights:
 
     def _place_mllama(self, tensor: LocatedTensor) -> None:
         """Names that carry layer numbers and biases of their own; a convolution is the matrix that it is."""
-        name = mllama.model_name(tensor.stored, HF, self.config)
+        name, part = mllama.model_name(tensor.stored, HF, self.config), "weight"
+        if name is None and self.quantized:
+            module, _, part = tensor.stored.rpartition(".")
+            name = mllama.model_name(f"{module}.weight", HF, self.config)
         if name is None:
             self._unknown(tensor)
         shape = mllama_vision.matrix_shape(name, tensor.header.shape)
         matrix = replace(tensor, header=replace(tensor.header, shape=shape))
-        self._part(name, "weight", matrix, below(matrix.matrices()))
+        self._part(name, part, matrix, below(matrix.matrices()))
 
     def _part(self, name: str, part: str, tensor: LocatedTensor, grid: Grid) -> None:
         self.weights.setdefault(name, WeightParts(name)).add(part, tensor, grid)

@@ -14,9 +14,10 @@ from .hf_text import read_text_files
 from .input_files import read_json_object
 from .ledger import LedgerEntry, entry
 from .license import find_license
-from .llama.config import LlamaConfig
+from .llama.config import LlamaConfig, shape_name
 from .llama.kv_heads import without_repeated_kv_heads
-from .llama.meta_config import config_from_meta, named
+from .llama.meta_config import config_from_meta
+from .llama.meta_fp8 import with_fp8_scales
 from .llama.meta_weights import MetaWeights
 from .llama.weights import META, check_weights
 from .torch_file import ENCODINGS as TORCH_ENCODINGS
@@ -41,9 +42,10 @@ def read_meta_directory(directory: Path) -> Checkpoint:
     config, found = weights.config, weights.read()
     if config.kv_heads == len(shards):
         config, found = without_repeated_kv_heads(config, found, ledger)
-    tensors = check_weights(config, found, META)
+    found = with_fp8_scales(directory, len(shards), found, ledger)
+    tensors = check_weights(config, found, META, weights.shapes())
     config, tensors = _tied_where_equal(config, tensors, ledger)
-    config = replace(config, name=named(config))
+    config = replace(config, name=shape_name(config.parameters))
     _note_other_encodings(config, tensors, ledger)
     text = read_text_files(directory, raw, config.vocab_size)
     return Checkpoint(
@@ -79,7 +81,8 @@ def _shard_paths(directory: Path) -> list[Path]:
 
 def _vocabulary_rows(shards: Sequence[TorchFile]) -> int:
     """Rows of the output matrix over all shards."""
-    found = [shard.tensors.get("output.weight") for shard in shards]
+    prefix = "text_model." if "text_model.output.weight" in shards[0].tensors else ""
+    found = [shard.tensors.get(f"{prefix}output.weight") for shard in shards]
     rows = [tensor.shape[0] for tensor in found if tensor is not None and len(tensor.shape) == 2]
     if len(rows) != len(shards):
         name = shards[len(rows)].path.name
@@ -102,7 +105,7 @@ def _tied_where_equal(
 ) -> tuple[LlamaConfig, dict[str, StoredTensor]]:
     """Meta's files hold the output matrix of tied models too: where it equals the embedding it is dropped."""
     embed, head = tensors["embed"], tensors["head"]
-    if embed.encoding != head.encoding:
+    if (embed.encoding, embed.shape) != (head.encoding, head.shape):
         return config, tensors
     rows, step = FileRows(), max(1, (16 << 20) // embed.row_bytes)
     for lo in range(0, embed.rows, step):

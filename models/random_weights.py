@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from llamac.errors import LlamacError
 
 from .checkpoint import BLOCKS, Checkpoint, GenerationDefaults, StoredTensor
+from .image_shrink import vision_shapes
 from .ledger import entry
 from .llama.config import LlamaConfig
 from .llama.weights import expected_shapes
@@ -39,7 +40,7 @@ def random_checkpoint(config: LlamaConfig, seed: int) -> Checkpoint:
     place = Path(f"random-weights-{seed}")
     tensors: dict[str, StoredTensor] = {}
     offset = 0
-    for name, shape in expected_shapes(config).items():
+    for name, shape in (expected_shapes(config) | vision_shapes(config.vision, config.hidden_size)).items():
         nbytes = BLOCKS[config.dtype][1] * int(np.prod(shape, dtype=np.int64))
         tensors[name] = StoredTensor(name, name, shape, config.dtype, place, offset, nbytes)
         offset += nbytes

@@ -16,6 +16,7 @@ from .input_files import read_json_object
 from .ledger import LedgerEntry, entry
 from .license import find_license
 from .llama.config import LlamaConfig
+from .llama.kv_heads import is_doubled, without_repeated_kv_heads
 from .llama.weights import HF, check_weights, expected_shapes, model_place
 from .safetensors_header import read_header
 
@@ -34,6 +35,8 @@ def read_hf_directory(directory: Path) -> Checkpoint:
     found = _weights(directory, raw, config, ledger)
     if not _names_a_dtype(raw):
         config, ledger = _config_with_stored_dtype(raw, found, ledger)
+    if is_doubled(config):
+        config, found = without_repeated_kv_heads(config, found, ledger)
     _note_other_encodings(config, found, ledger)
     text = read_text_files(directory, raw, config.vocab_size)
     return Checkpoint(

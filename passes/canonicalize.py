@@ -112,8 +112,9 @@ def _full_rank(op: Op, rewriter: Rewriter) -> Value | None:
 
 
 def _padded(value: Value, rank: int, rewriter: Rewriter) -> Value:
-    cast = made_by(value, "cast")
-    held = cast.operands[0] if cast is not None else value
+    held = value
+    while (cast := made_by(held, "cast")) is not None:
+        held = cast.operands[0]
     is_parameter = isinstance(held, Weight) and (held.producer is not None or isinstance(held.source, FileSource))
     if value.tensor.rank in (0, rank) or is_parameter:
         return value

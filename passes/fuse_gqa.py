@@ -47,7 +47,7 @@ LOWEST = {"f32": -3.4028234663852886e38, "bf16": -3.3895313892515355e38, "f16": 
 _REPEATED = Node("reshape", Node("broadcast", Node("reshape", Any("x"), name="narrow"), name="wide"), name="heads")
 
 
-def _unrepeated(value: Value) -> Value | None:
+def unrepeated(value: Value) -> Value | None:
     """x of `repeat x`, or the value itself when it is not repeated; None when it is repeated in another order."""
     if (single := _single_head(value)) is not None:
         return single
@@ -69,7 +69,7 @@ def _single_head(value: Value) -> Value | None:
     return op.operands[0]
 
 
-def _mask(found: Match) -> Value:
+def mask_of(found: Match) -> Value:
     """The mask [T, S], which may have an axis of 1 for the heads."""
     mask = found["mask"]
     op = mask.producer
@@ -97,7 +97,7 @@ def _visible(mask: Value) -> tuple[Value, int] | None:
 
 
 def _check(found: Match) -> str | None:
-    keys, values = _unrepeated(found["keys"]), _unrepeated(found["values"])
+    keys, values = unrepeated(found["keys"]), unrepeated(found["values"])
     q = found["q"].tensor
     if keys is None or values is None or keys.type != values.type:
         return "keys and values are not repeated alike from one KV head to the query heads of its group"
@@ -109,7 +109,7 @@ def _check(found: Match) -> str | None:
         return "the keys are not transposed"
     if found.op("weights").attributes["axis"] not in (-1, 2):
         return "the softmax is not over the keys"
-    mask = _mask(found)
+    mask = mask_of(found)
     if (visible := _visible(mask)) is None:
         return "the mask is not the causal mask of the positions, nor that of chunks of one size"
     if visible[0].type != tensor(q.shape[1], I32) or mask.tensor.shape != (q.shape[1], keys.tensor.shape[1]):
@@ -118,7 +118,7 @@ def _check(found: Match) -> str | None:
 
 
 def _rewrite(found: Match, rewriter: Rewriter) -> Value:
-    keys, values, visible = _unrepeated(found["keys"]), _unrepeated(found["values"]), _visible(_mask(found))
+    keys, values, visible = unrepeated(found["keys"]), unrepeated(found["values"]), _visible(mask_of(found))
     assert keys is not None and values is not None and visible is not None
     positions, chunk = visible
     seen = {"chunk": chunk} if chunk else {}

@@ -17,7 +17,7 @@ from llamac.ir.levels import KERNEL, LOWERING
 from llamac.transform.base import Pass, PassContext, PassResult, Refusal
 from llamac.transform.rewriter import Rewriter
 
-_WITHOUT = {"linear_dense": 2, "linear_grouped": 4}
+_WITHOUT = {"linear_dense": 2, "linear_biased": 3, "linear_grouped": 4}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Before (half_split):  `add(mul(x, C), mul(concat(neg(x[h/2:]), x[:h/2]), S))`, C and S from doubled angles
 Before (interleaved): `reshape(concat(sub(mul(e, C), mul(o, S)), add(mul(o, C), mul(e, S))))`, e and o the pairs of x
-After: `%cos, %sin = rope_angles %positions, %inverse_frequencies`, `rope x, %cos, %sin {style}`, then the casts of x back
+After: `%cos, %sin = rope_angles %positions, %inverse_frequencies`, `rope x, %cos, %sin {style}`, then x's casts
 
 The tables stay in f32 whatever the activation dtype. Must not fire when the halves, the pairs or the tables are not
 exactly those of x.

@@ -39,7 +39,7 @@ def _rewrite(found: Match, rewriter: Rewriter) -> Value:
     return rewriter.op("temper", found["q"], found["positions"], floor=floor, scale=scale)
 
 
-RULES = (Rule("temper", PATTERN, _rewrite, _check, near=4),)
+RULES = (Rule("temper", PATTERN, _rewrite, _check, near=3),)
 
 
 @dataclass(frozen=True)

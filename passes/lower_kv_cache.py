@@ -6,9 +6,11 @@ After:  `step(token_ids[T], positions[T], sequence_of_token[T], page_tables[S, N
 
 Each attention becomes `rope_append` (`append` where nothing is rotated) and `attend`; only the wanted rows reach the
 final norm and the head. Layers that see only their own chunk of the context have a cache and page tables of their own,
-`cache.chunkN` and `page_tables.chunkN`, whose pages can be given back behind the chunk. A norm of q and k goes in front
-of their rotation, which keeps lengths. Its law: for every partition of the rows into steps and sequences, the result equals the captured graph run per
-sequence. Must not fire when q, k and v are not plain projections, or when the past does not belong to the layer.
+`cache.chunkN` and `page_tables.chunkN`, whose pages can be given back behind the chunk; layers that attend to vision
+tokens read `cache.cross` (`lower_cross_attention`). What else the graph takes stays an argument. A norm of q and k goes
+in front of their rotation, which keeps lengths. Its law: for every partition of the rows into steps and sequences, the
+result equals the captured graph run per sequence. Must not fire when q, k and v are not plain projections, or when the
+past does not belong to the layer.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from llamac.transform.base import Pass, PassContext, PassResult
 from llamac.transform.pattern import Any, Node, match
 
 from .fuse_qkv import PLUMBING, projection
+from .lower_cross_attention import CACHE, PAST_PREFIXES, TABLES, CrossLayer, cross_cache, read_cross_layer
 
 PAGE = 256
 _SPLIT = Node("transpose", Node("reshape", Any("flat")))
@@ -46,7 +49,7 @@ class LowerKvCache(Pass):
             raise LlamacError("LLC0502", "dtype", f"the cache can be f32, f16 or bf16, not '{self.dtype}'")
         lowering = _Lowering(module.step, self.dtype, self.page)
         module.graphs["step"] = lowering.run()
-        return PassResult({"attention": lowering.layer})
+        return PassResult({"attention": lowering.layer, "cross_attention": len(lowering.cross)})
 
 
 def group_names(chunk: int) -> tuple[str, str]:
@@ -76,8 +79,10 @@ class _Lowering:
     dtype: str
     page: int
     layer: int = 0
+    cross: list[Op] = field(default_factory=list)
     groups: dict[int, list[Op]] = field(default_factory=dict)
     caches: dict[int, Value] = field(default_factory=dict)
+    last: tuple[int, int] = (0, 0)
     mapped: dict[Value, Value] = field(default_factory=dict)
     skipped: set[Op] = field(default_factory=set)
 
@@ -85,25 +90,32 @@ class _Lowering:
         attentions = [op for op in self.old.ops if op.opcode == "attention"]
         for op in sorted(attentions, key=_chunk):
             self.groups.setdefault(_chunk(op), []).append(op)
+        self.cross = [op for op in self.old.ops if op.opcode == "cross_attention"]
         self.new = Graph("step", self._arguments(attentions))
         self.caches = {chunk: self.new.argument(group_names(chunk)[0]) for chunk in self.groups}
         for old, new in (("ids", "token_ids"), ("positions", "positions")):
             if old not in (a.name for a in self.old.arguments):
                 raise LlamacError("LLC0505", "@step", f"has no argument %{old}", "this is not a captured step")
             self.mapped[self.old.argument(old)] = self.new.argument(new)
+        self.mapped |= {a: self.new.argument(a.name) for a in self._others()}
         last_norm = self._last_norm()
         self._check_outputs(attentions)
         for op in attentions:
             self._mark_plumbing(op)
+        layers = {op: read_cross_layer(op) for op in self.cross}
+        self.skipped |= {op for layer in layers.values() for op in layer.inside}
         for op in self.old.ops:
             if op is last_norm:
                 hidden = self._value(op.operands[0])
                 self.mapped[op.operands[0]] = self._op("select_rows", hidden, self.new.argument("logit_rows"), at=op)
             if op.opcode == "attention":
                 self._attention(op)
+            elif op in layers:
+                self._cross_attention(op, layers[op])
             elif op not in self.skipped:
                 self._copy(op)
-        self.new.outputs = [self._value(self.old.outputs[0]), *self.caches.values()]
+        read = [self.new.argument(CACHE)] if self.cross else []
+        self.new.outputs = [self._value(self.old.outputs[0]), *self.caches.values(), *read]
         for op in self.old.ops:
             op.drop_operands()
         return self.new
@@ -113,14 +125,26 @@ class _Lowering:
         if not attentions:
             raise LlamacError("LLC0505", "@step", "has no attention to lower", "run fuse-gqa first")
         names = {chunk: group_names(chunk) for chunk in self.groups}
+        tables = tensor(symbol("S"), symbol("N"), I32)
+        read: list[tuple[str, Type]] = []
+        if self.cross:
+            read = [(TABLES, tables), (CACHE, cross_cache(self.cross, self.dtype, self.page))]
         return [
             ("token_ids", tensor(tokens, I32)),
             ("positions", tensor(tokens, I32)),
             ("sequence_of_token", tensor(tokens, I32)),
-            *((tables, tensor(symbol("S"), symbol("N"), I32)) for _, tables in names.values()),
+            *((name, tables) for _, name in names.values()),
+            *read[:1],
             ("logit_rows", tensor(rows, I32)),
+            *((a.name, a.type) for a in self._others()),
             *((cache, self._cache_type(chunk)) for chunk, (cache, _) in names.items()),
+            *read[1:],
         ]
+
+    def _others(self) -> list[Value]:
+        """The arguments that are neither tokens nor keys and values: what comes in with pictures."""
+        known = ("ids", "positions")
+        return [a for a in self.old.arguments if a.name not in known and not a.name.startswith(PAST_PREFIXES)]
 
     def _cache_type(self, chunk: int) -> CacheType:
         members = self.groups[chunk]
@@ -171,7 +195,7 @@ class _Lowering:
         if op.operands[3] is not self.old.argument("positions"):
             raise LlamacError("LLC0505", op.location, "the mask is not that of %positions")
         chunk = _chunk(op)
-        cache_name, tables_name = group_names(chunk)
+        tables_name = group_names(chunk)[1]
         heads, width = op.operands[0].tensor.shape[0], op.operands[0].tensor.shape[2]
         assert isinstance(heads, int) and isinstance(width, int)
         turned = self._turned(op)
@@ -179,6 +203,7 @@ class _Lowering:
         rows = [self.new.argument(n) for n in ("positions", "sequence_of_token", tables_name)]
         inputs = (self.caches[chunk], qkv, *map(self._value, turned.tables), *rows)
         layer = self.groups[chunk].index(op)
+        self.last = (chunk, layer)
         opcode = "rope_append" if turned.tables else "append"
         append = self._multi(opcode, *inputs, at=op, layer=layer, heads=heads)
         self.caches[chunk], q = append.results
@@ -186,6 +211,21 @@ class _Lowering:
         mixed = self._op("attend", q, self.caches[chunk], *rows, at=op, layer=layer, heads=heads, scale=scale)
         self.mapped[self.mapped[op.result]] = mixed
         self.layer += 1
+
+    def _cross_attention(self, op: Op, layer: CrossLayer) -> None:
+        heads, width, scale = op.operands[0].tensor.shape[0], op.operands[0].tensor.shape[2], op.attributes["scale"]
+        assert isinstance(heads, int) and isinstance(width, int)
+        weight = self._value(layer.weight)
+        q = self._op("norm_heads", self._value(layer.rows), weight, at=op, heads=heads, head_dim=width, eps=layer.eps)
+        names = (CACHE, "vision_start", "vision_stop", "sequence_of_token", TABLES)
+        rows = map(self.new.argument, names)
+        place = self.cross.index(op)
+        self.mapped[layer.mixed] = self._op("attend_range", q, *rows, at=op, layer=place, heads=heads, scale=scale)
+
+    def _place_of_layer(self) -> dict[str, Attribute]:
+        """Where the layer of the last attention stands: the choices of its router are counted there."""
+        chunk, layer = self.last
+        return {"cache": list(self.groups).index(chunk), "layer": layer}
 
     def _prepared(self, op: Op, qkv: Value, turned: _Turned) -> Value:
         """The joined rows with q and k normed and q tempered, as far as the layer does so."""
@@ -201,9 +241,10 @@ class _Lowering:
         return qkv
 
     def _check_past(self, op: Op) -> None:
-        for operand, name in ((op.operands[1], "past_k"), (op.operands[2], "past_v")):
+        for operand, name in ((op.operands[1], "past_k."), (op.operands[2], "past_v.")):
             joined = operand.producer
-            wanted = f"{name}.{self.layer}"
+            names = [a.name for a in self.old.arguments if a.name.startswith(name)]
+            wanted = names[self.layer] if self.layer < len(names) else f"{name}{self.layer}"
             is_joined = joined is not None and joined.opcode == "concat" and len(joined.operands) == 2
             if joined is None or not is_joined or joined.operands[0].reference != f"%{wanted}":
                 raise LlamacError("LLC0505", op.location, f"the keys and values are not appended to %{wanted}")
@@ -269,11 +310,17 @@ class _Lowering:
         raise LlamacError("LLC0505", op.location, "q, k and v are not plain projections split into heads")
 
     def _copy(self, op: Op) -> None:
-        made = self._multi(op.opcode, *(self._value(v) for v in op.operands), at=op, **op.attributes)
+        attributes = {**op.attributes, **self._place_of_layer()} if op.opcode == "route" else op.attributes
+        made = self._multi(op.opcode, *(self._value(v) for v in op.operands), at=op, **attributes)
         self.mapped.update(zip(op.results, made.results, strict=True))
 
     def _value(self, value: Value) -> Value:
-        return value if isinstance(value, Weight) else self.mapped[value]
+        if isinstance(value, Weight):
+            return value
+        if value not in self.mapped:
+            where = value.producer.location if value.producer is not None else "@step"
+            raise LlamacError("LLC0505", where, f"{value!r} has another use than its attention")
+        return self.mapped[value]
 
     def _op(self, opcode: str, *operands: Value, at: Op, **attributes: Attribute) -> Value:
         return self._multi(opcode, *operands, at=at, **attributes).result

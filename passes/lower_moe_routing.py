@@ -46,7 +46,7 @@ def _addition(graph: Graph, moe: Op) -> Op | None:
     """The one addition that uses the mixture."""
     users = [user for user in moe.result.users if user.opcode == "add"]
     alone = len(users) == 1 and sum(moe.result.users.values()) == 1 and moe.result not in graph.outputs
-    return users[0] if alone and users[0].result.type == moe.result.type else None
+    return users[0] if alone and all(v.type == moe.result.type for v in users[0].operands) else None
 
 
 def _route(rewriter: Rewriter, moe: Op, add: Op) -> None:

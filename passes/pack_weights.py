@@ -4,9 +4,9 @@ Before: `%y = linear %x, @w {format = "i4g32s16"}`
 After:  `@w.packed = pack @w.quants, @w.scales {format}`, `%q, %s, %t = quantize_rows %x`,
         `%y = linear_grouped %q, %s, %t, @w.packed {format, rows, columns}`
 
-Norm weights become f32, the dtype that the norm is computed in. A gate and up that are separate products (their weights
-are stored differently, or are stacks of experts) become the columns of one `concat`, written in place: `swiglu` reads both from one row. Must not
-fire before select-kernels.
+Weights of norms, gates, and rows of weights that are added become f32, the dtype that they are computed in. A gate and
+up that are separate products (their weights are stored differently, or are stacks of experts) become the columns of one
+`concat`, written in place: `swiglu` reads both from one row. Must not fire before select-kernels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ from llamac.ir.levels import LOWERING
 from llamac.transform.base import Pass, PassContext, PassResult
 from llamac.transform.rewriter import Rewriter
 
-
+_SMALL: dict[str, tuple[int, ...]] = {
+    "rms_norm": (1,),
+    "norm_heads": (1,),
+    "layer_norm": (1, 2),
+    "gated_add": (2,),
+    "add_places": (2,),
+    "add_class_token": (1,),
+    "add": (1,),
+}
+"""Opcode -> the operands that may be weights of a norm, gates, or rows of weights that are added: held in f32."""
 _PRODUCTS = ("linear_dense", "linear_grouped", "expert_linear_dense", "expert_linear_grouped")
 
 
@@ -34,7 +43,7 @@ class PackWeights(Pass):
     requires = (LOWERING,)
 
     def run(self, module: Module, context: PassContext) -> PassResult:
-        counts = {"linear": 0, "expert_linear": 0, "embedding": 0, "norm": 0, "cast": 0, "swiglu": 0}
+        counts = {"linear": 0, "expert_linear": 0, "embedding": 0, "norm": 0, "row": 0, "cast": 0, "swiglu": 0}
         for graph in module.graphs.values():
             rewriter = Rewriter(module, graph)
             for op in list(graph.ops):
@@ -59,14 +68,22 @@ def _pack(rewriter: Rewriter, op: Op) -> str | None:
     if op.opcode == "cast" and op.operands[0].type == op.result.type:
         rewriter.replace(op.result, op.operands[0])
         return "cast"
-    if op.opcode == "rms_norm" and op.operands[1].tensor.dtype is not F32:
-        weight = op.operands[1]
-        op.set_operand(1, rewriter.weight(f"{weight.name}.f32", "cast", weight, dtype=F32))
-        return "norm"
+    if op.opcode in _SMALL and _widen(rewriter, op):
+        return "row" if op.opcode.startswith("add") else "norm"
     if op.opcode == "swiglu" and len(op.operands) == 2:
         rewriter.replace(op.result, rewriter.op("swiglu", _side_by_side(rewriter, op)))
         return "swiglu"
     return None
+
+
+def _widen(rewriter: Rewriter, op: Op) -> bool:
+    """Hold the small weights of `op` in f32; whether any was not."""
+    narrow = [i for i in _SMALL[op.opcode] if i < len(op.operands) and isinstance(op.operands[i], Weight)]
+    narrow = [i for i in narrow if op.operands[i].tensor.dtype is not F32]
+    for index in narrow:
+        weight = op.operands[index]
+        op.set_operand(index, rewriter.weight(f"{weight.name}.f32", "cast", weight, dtype=F32))
+    return bool(narrow)
 
 
 def _side_by_side(rewriter: Rewriter, swiglu: Op) -> Value:

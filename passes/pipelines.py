@@ -16,7 +16,9 @@ from .eliminate_dead import EliminateDead
 from .enter_level import EnterKernel, EnterModel
 from .fold_constants import FoldConstants
 from .fold_rope import FoldRope
+from .fuse_cross_attention import FuseCrossAttention
 from .fuse_gate_up import FuseGateUp
+from .fuse_gated_add import FuseGatedAdd
 from .fuse_gqa import FuseGqa
 from .fuse_qkv import FuseQkv
 from .fuse_quantize_rows import FuseQuantizeRows
@@ -33,6 +35,7 @@ from .quantize_fp8 import QuantizeFp8
 from .quantize_int4 import QuantizeInt4
 from .quantize_int8 import QuantizeInt8
 from .raise_linear import RaiseLinear
+from .raise_merge_rows import RaiseMergeRows
 from .raise_moe import RaiseMoe
 from .roll_layers import RollLayers
 from .select_kernels import SelectKernels
@@ -78,6 +81,8 @@ class LayerCounts:
     """How many layers a model has, and how many of each kind: what the fusions must find.
 
     rotated: with RoPE. normed: with a norm of q and k. tempered: with attention temperature. mixtures: with experts.
+    cross: those that attend to vision tokens instead of the text. merges: 1 when pictures come in among the embedded
+    text, else 0.
     """
 
     layers: int
@@ -85,6 +90,13 @@ class LayerCounts:
     normed: int = 0
     tempered: int = 0
     mixtures: int = 0
+    cross: int = 0
+    merges: int = 0
+
+    @property
+    def own(self) -> int:
+        """Layers that attend to the text."""
+        return self.layers - self.cross
 
 
 def plain_layers(layers: int) -> LayerCounts:
@@ -94,17 +106,20 @@ def plain_layers(layers: int) -> LayerCounts:
 
 def raise_and_fuse(model: LayerCounts) -> list[Step]:
     """Captured -> model: every idea of the paper found once where it must be."""
-    layers = model.layers
-    # A mixture has a router beside the three products of its shared expert.
+    layers, own, cross = model.layers, model.own, model.cross
+    # A mixture has a router beside its shared expert's three products; k and v of a cross layer are made elsewhere.
     return [
         Step(Canonicalize()),
-        Step(RaiseLinear(), {"linear": 7 * layers + model.mixtures + 1}),
-        Step(FuseRmsNorm(), {"rms_norm": 2 * layers + 1, "unit_rms_norm": 2 * model.normed}),
+        Step(RaiseLinear(), {"linear": 7 * own + 5 * cross + model.mixtures + 1}),
+        Step(FuseRmsNorm(), {"rms_norm": 2 * own + 3 * cross + 1, "unit_rms_norm": 2 * model.normed}),
         Step(FuseRope(), {"rope": 2 * model.rotated}),
         Step(FuseTemperature(), {"temper": model.tempered}),
-        Step(FuseGqa(), {"attention": layers}),
+        Step(FuseCrossAttention(), {"cross_attention": cross}),
+        Step(FuseGatedAdd(), {"gated_add": 2 * cross}),
+        Step(FuseGqa(), {"attention": own}),
         Step(FuseSwiglu(), {"swiglu": layers + model.mixtures}),
         Step(RaiseMoe(), {"moe": model.mixtures}),
+        Step(RaiseMergeRows(), {"merge_rows": model.merges}),
         Step(DedupeOps()),
         Step(FoldConstants()),
         Step(EliminateDead()),
@@ -136,22 +151,22 @@ def quantize(q: Quantization) -> list[Step]:
     return [Step(p) for p in passes[q.scheme]]
 
 
-def join_projections(layers: int, uniform: bool) -> list[Step]:
+def join_projections(model: LayerCounts, uniform: bool) -> list[Step]:
     """q, k and v in one product, gate and up in one; `uniform` when no layer mixes schemes."""
     return [
-        Step(FuseQkv(), {"qkv": layers} if uniform else {}),
-        Step(FuseGateUp(), {"gate_up": layers} if uniform else {}),
+        Step(FuseQkv(), {"qkv": model.own} if uniform else {}),
+        Step(FuseGateUp(), {"gate_up": model.layers} if uniform else {}),
         Step(EliminateDead()),
     ]
 
 
-def lower_to_cpu(layers: int, kv_dtype: str, max_tokens: int, page: int) -> list[Step]:
+def lower_to_cpu(model: LayerCounts, kv_dtype: str, max_tokens: int, page: int) -> list[Step]:
     """Model -> kernel, for the CPU backend."""
     return [
-        Step(LowerKvCache(kv_dtype, page), {"attention": layers}),
+        Step(LowerKvCache(kv_dtype, page), {"attention": model.own, "cross_attention": model.cross}),
         Step(SelectKernels()),
         Step(PackWeights(), {}),
-        Step(FuseResidual(), {"residual": 2 * layers}),
+        Step(FuseResidual(), {"residual": 2 * model.own}),
         Step(DedupeOps()),
         Step(FuseQuantizeRows()),
         Step(EliminateDead()),
@@ -169,6 +184,6 @@ def cpu_pipeline(
         *raise_and_fuse(model),
         *optimize_model(model),
         *quantize(q),
-        *join_projections(model.layers, uniform or q.scheme not in ("keep", "fp8")),
-        *lower_to_cpu(model.layers, kv_dtype, max_tokens, page),
+        *join_projections(model, uniform or q.scheme not in ("keep", "fp8")),
+        *lower_to_cpu(model, kv_dtype, max_tokens, page),
     ]

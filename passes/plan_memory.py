@@ -4,9 +4,9 @@ Before: `%3 = rms_norm %0, @w : ...`
 After:  `%3 = rms_norm %0, @w {buffers = [2359296]} : ...`
 
 Offsets are in bytes from the start of the arena, 64-byte aligned, and reuse what is no longer live. What adds to a
-residual writes over the residual when that dies there, and q is normed, tempered and rotated inside qkv. -1 - i means argument i's own
-memory (an outlined layer updates its hidden state in place); -1000 is a cache or an output, which the caller owns. The
-parts of a concat along columns are written in place: each is a strip of the concat's buffer.
+residual writes over the residual when that dies there, and q is normed, tempered and rotated inside qkv. -1 - i means
+argument i's own memory (an outlined layer updates its hidden state in place); -1000 is a cache or an output, which the
+caller owns. The parts of a concat along columns are written in place: each is a strip of the concat's buffer.
 """
 
 from __future__ import annotations
@@ -20,8 +20,25 @@ from llamac.ir.levels import KERNEL
 from llamac.ir.types import CacheType
 from llamac.transform.base import Pass, PassContext, PassResult
 
-_RESIDUAL = {"linear_dense": 2, "linear_grouped": 4, "scatter_routed": 2}
-_UPDATED = {"call": 0, "rope_append": 1, "append": 1, "norm_heads": 0, "temper_heads": 0}
+_RESIDUAL = {
+    "linear_dense": 2,
+    "linear_biased": 3,
+    "linear_grouped": 4,
+    "scatter_routed": 2,
+    "gated_add": 1,
+    "gelu": 0,
+    "add_places": 0,
+}
+_UPDATED = {
+    "call": 0,
+    "rope_append": 1,
+    "append": 1,
+    "norm_heads": 0,
+    "temper_heads": 0,
+    "merge_rows": 0,
+    "rope_pairs": 0,
+    "take_rows": 0,
+}
 """Opcode -> the operand that it updates in place."""
 
 
@@ -37,12 +54,12 @@ class PlanMemory(Pass):
         if all("buffers" in op.attributes for _, op in module.ops()):
             return PassResult()
         frame, planned = 0, 0
-        for name, graph in module.graphs.items():
-            if name == "step":
-                frame = _Planner(graph, self.tokens, 0).run()
-        for name, graph in module.graphs.items():
-            if name != "step":
-                _Planner(graph, self.tokens, frame).run()
+        for graph in module.graphs.values():
+            if graph is module.main:
+                frame = _Planner(graph, self.tokens, 0, True).run()
+        for graph in module.graphs.values():
+            if graph is not module.main:
+                _Planner(graph, self.tokens, frame, False).run()
             planned += sum(len(op.results) for op in graph.ops)
         return PassResult({"buffer": planned})
 
@@ -52,6 +69,7 @@ class _Planner:
     graph: Graph
     tokens: int
     base: int
+    is_main: bool
     place: dict[Value, int] = field(default_factory=dict)
     last_use: dict[Value, int] = field(default_factory=dict)
     live: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -92,7 +110,7 @@ class _Planner:
             del self.live[offset]
 
     def _place(self, result: Value, op: Op, index: int, strips: dict[Value, Value]) -> None:
-        if isinstance(result.type, CacheType) or (result in self.graph.outputs and self.graph.name == "step"):
+        if isinstance(result.type, CacheType) or (result in self.graph.outputs and self.is_main):
             self.place[result] = EXTERNAL
             return
         last = max(self.last_use.get(result, index), len(self.graph.ops) if result in self.graph.outputs else 0)
@@ -123,7 +141,9 @@ class _Planner:
         if at is None or len(op.operands) <= at:
             return None
         residual = op.operands[at]
-        is_free = self.last_use[residual] == index and residual not in self.graph.outputs
+        # Read as another operand too, it would be overwritten while other threads still read it.
+        is_free = self.last_use[residual] == index and op.operands.count(residual) == 1
+        is_free = is_free and residual not in self.graph.outputs
         if isinstance(residual, Weight) or not is_free or self.place[residual] == EXTERNAL:
             return None
         return residual
@@ -138,7 +158,7 @@ class _Planner:
         return offset
 
     def _check_outputs(self) -> None:
-        if self.graph.name == "step":
+        if self.is_main:
             return
         for index, value in enumerate(self.graph.outputs):
             if self.place[value] not in (EXTERNAL, -1 - index):

@@ -3,7 +3,8 @@
 Before: `linear %x, @w`
 After:  `@w.e4m3fn = dequantize @w.e4m3fn.quants, @w.e4m3fn.scales {group = columns}`, `linear %x, @w.e4m3fn`
 
-By default the embedding and the head stay as they are, and routers of experts always, which the ledger says. Must not fire twice on one weight.
+By default the embedding and the head stay as they are, and routers of experts always, which the ledger says. Must not
+fire twice on one weight.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ class QuantizeFp8(Pass):
 
 def _is_fp8(weight: Weight) -> bool:
     producer = weight.producer
-    return producer is not None and producer.opcode == "dequantize" and producer.operands[0].tensor.dtype is E4M3FN
+    if producer is None or producer.opcode != "dequantize":
+        return False
+    quants, scale = (v.tensor for v in producer.operands[:2])
+    return quants.dtype is E4M3FN and scale.shape[1] == 1  # Meta's FP8 files have a scale for the inputs of each rank
 
 
 def _quantized(module: Module, weight: Weight) -> Weight:

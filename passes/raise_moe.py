@@ -71,7 +71,7 @@ def _rewrite(found: Match, rewriter: Rewriter) -> Value:
     return rewriter.op("moe", found["x"], found["logits"], *(found[name] for name in STACKS), top_k=top_k)
 
 
-RULES = (Rule("moe", PATTERN, _rewrite, _check, near=4),)
+RULES = (Rule("moe", PATTERN, _rewrite, _check, near=2),)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from llamac.transform.base import Pass, PassContext, PassResult, Refusal
 class _Layer:
     """The ops of one layer, its place in its cache, what they take in (state first) and hand on."""
 
-    number: int
+    where: str
     place: int
     ops: list[Op]
     inputs: list[Value]
@@ -44,11 +44,11 @@ class RollLayers(Pass):
     requires = (KERNEL,)
 
     def run(self, module: Module, context: PassContext) -> PassResult:
-        graph = module.step
+        graph = module.main
         refusals: list[Refusal] = []
         groups: dict[object, list[_Layer]] = {}
-        for number, ops in _by_layer(graph):
-            layer = _describe(graph, number, ops)
+        for where, ops in _by_layer(graph):
+            layer = _describe(graph, where, ops)
             if isinstance(layer, Refusal):
                 refusals.append(layer)
             else:
@@ -62,35 +62,38 @@ class RollLayers(Pass):
         return PassResult({"layer": rolled}, tuple(refusals))
 
 
-def _by_layer(graph: Graph) -> Iterator[tuple[int, list[Op]]]:
-    found: dict[int, list[Op]] = {}
+def _by_layer(graph: Graph) -> Iterator[tuple[str, list[Op]]]:
+    """The ops of each layer, `layers.0` or one of an image encoder, such as `vision.layers.0`."""
+    found: dict[str, list[Op]] = {}
     for op in graph.ops:
-        number = re.match(r"layers\.(\d+)\b", op.location)
-        if number and op.opcode != "call":
-            found.setdefault(int(number.group(1)), []).append(op)
+        layer = re.match(r"(vision\.(global_)?)?layers\.\d+\b", op.location)
+        if layer and op.opcode != "call":
+            found.setdefault(layer.group(), []).append(op)
     yield from found.items()
 
 
-def _describe(graph: Graph, number: int, ops: list[Op]) -> _Layer | Refusal:
-    where = f"layers.{number}"
+def _describe(graph: Graph, where: str, ops: list[Op]) -> _Layer | Refusal:
     inside = {r: (i, j) for i, op in enumerate(ops) for j, r in enumerate(op.results)}
     members = set(ops)
     handed_on = [r for r in inside if r in graph.outputs or any(u not in members for u in r.users)]
     caches = [r for r in handed_on if isinstance(r.type, CacheType)]
     hidden = [r for r in handed_on if not isinstance(r.type, CacheType)]
-    if len(caches) != 1 or len(hidden) != 1:
-        return Refusal(where, f"hands on {len(hidden)} tensors and {len(caches)} caches, expected one of each")
+    if len(caches) > 1 or len(hidden) != 1:
+        reason = f"hands on {len(hidden)} tensors and {len(caches)} caches, expected one and at most one"
+        return Refusal(where, reason)
+    outputs = hidden + caches
     inputs, weights = _inputs(ops, inside)
-    carried = _carried(inputs, hidden[0], caches[0])
+    carried = _carried(inputs, outputs)
     if carried is None:
         return Refusal(where, "does not start from a hidden state and a cache like those it hands on")
     places = {op.attributes["layer"] for op in ops if "layer" in op.attributes}
-    place = places.pop() if len(places) == 1 else None
+    has_cache = any(isinstance(v.type, CacheType) for v in inputs)
+    place = places.pop() if len(places) == 1 else None if has_cache else int(where.rpartition(".")[2])
     if not isinstance(place, int):
         return Refusal(where, "does not have one place in its cache")
     inputs = carried + [v for v in inputs if v not in carried]
-    signature = _signature(place, ops, inside, inputs, weights, [inside[hidden[0]], inside[caches[0]]])
-    return _Layer(number, place, ops, inputs, weights, [hidden[0], caches[0]], signature)
+    signature = _signature(place, ops, inside, inputs, weights, [inside[v] for v in outputs])
+    return _Layer(where, place, ops, inputs, weights, outputs, signature)
 
 
 def _inputs(ops: list[Op], inside: dict[Value, tuple[int, int]]) -> tuple[list[Value], list[Weight]]:
@@ -105,11 +108,13 @@ def _inputs(ops: list[Op], inside: dict[Value, tuple[int, int]]) -> tuple[list[V
     return list(values), list(weights)
 
 
-def _carried(inputs: list[Value], hidden: Value, cache: Value) -> list[Value] | None:
+def _carried(inputs: list[Value], outputs: list[Value]) -> list[Value] | None:
+    """What the layer updates: its hidden state, and its cache unless it only reads one."""
+    hidden, *caches = outputs
     states = [v for v in inputs if v.type == hidden.type]
-    caches = [v for v in inputs if v.type == cache.type]
+    given = [v for v in inputs if any(v.type == cache.type for cache in caches)]
     # cos and sin may have the type of a hidden state; the hidden state is what the first op of a layer reads.
-    return [states[0], caches[0]] if states and len(caches) == 1 else None
+    return [states[0], *given] if states and len(given) == len(caches) else None
 
 
 def _signature(
@@ -127,7 +132,7 @@ def _signature(
             return inside[value]
         # State comes first and differs from layer to layer; everything else must be the very same value.
         position = inputs.index(value)
-        return ("state", position, str(value.type)) if position < 2 else ("input", position, id(value))
+        return ("state", position, str(value.type)) if position < len(outputs) else ("input", position, id(value))
 
     lines = []
     for op in ops:
@@ -140,16 +145,17 @@ def _signature(
 
 def _outline(module: Module, graph: Graph, layers: list[_Layer], current: dict[Value, Value]) -> None:
     """One function for `layers`, and calls in their place; `current` holds what calls made so far have replaced."""
-    name, number = "layer", 1
+    stem = layers[0].where.rpartition("s.")[0].replace(".", "_")
+    name, number = stem, 1
     while name in module.graphs:
-        name, number = f"layer_{number}", number + 1
+        name, number = f"{stem}_{number}", number + 1
     module.add_graph(_function(name, layers[0], current))
     calls: dict[Op, Op] = {}
     for layer in layers:
-        attributes: dict[str, Attribute] = {"callee": name, "carried": 2, "layer": layer.place}
+        attributes: dict[str, Attribute] = {"callee": name, "carried": len(layer.outputs), "layer": layer.place}
         # A layer's inputs may be the outputs of one that has just become a call.
         operands = [current.get(v, v) for v in layer.inputs]
-        call = make_op("call", (*operands, *layer.weights), attributes, f"layers.{layer.number}")
+        call = make_op("call", (*operands, *layer.weights), attributes, layer.where)
         calls[layer.ops[-1]] = call
         for old, new in zip(layer.outputs, call.results, strict=True):
             graph.replace(old, new)
@@ -167,8 +173,9 @@ def _outline(module: Module, graph: Graph, layers: list[_Layer], current: dict[V
 
 
 def _function(name: str, layer: _Layer, current: dict[Value, Value]) -> Graph:
-    names = ["hidden", "cache", *(v.name or f"in{i}" for i, v in enumerate(layer.inputs[2:]))]
-    roles = [w.name.removeprefix(f"layers.{layer.number}.") for w in layer.weights]
+    carried = ["hidden", "cache"][: len(layer.outputs)]
+    names = [*carried, *(v.name or f"in{i}" for i, v in enumerate(layer.inputs[len(carried) :]))]
+    roles = [w.name.removeprefix(f"{layer.where}.") for w in layer.weights]
     names = [n if not n.isdigit() else f"in{n}" for n in names]
     types = [v.type for v in (*layer.inputs, *layer.weights)]
     graph = Graph(name, list(zip([*names, *roles], types, strict=True)))
@@ -177,7 +184,7 @@ def _function(name: str, layer: _Layer, current: dict[Value, Value]) -> Graph:
     for op in layer.ops:
         is_own = op.attributes.get("layer") == layer.place
         attributes = {k: symbol("layer") if k == "layer" and is_own else v for k, v in op.attributes.items()}
-        location = op.location.replace(f"layers.{layer.number}", "layers", 1)
+        location = op.location.replace(layer.where, "layers", 1)
         made = make_op(op.opcode, tuple(mapped[v] for v in op.operands), attributes, location)
         graph.ops.append(made)
         mapped.update(zip(op.results, made.results, strict=True))

@@ -22,7 +22,6 @@ from llamac.ir.levels import LOWERING
 from llamac.transform.base import LedgerEntry, Pass, PassContext, PassResult
 from llamac.transform.matrices import stored_as
 
-
 _WEIGHT = {"linear": 1, "expert_linear": 1, "embedding": 0}
 """Opcode -> which operand is the weight."""
 
@@ -58,7 +57,7 @@ def choose_format(weight: Value) -> str:
     else:
         quants, scale, *minimum = (v.tensor for v in producer.operands)
         if quants.dtype is E4M3FN:
-            name = "e4m3fn"
+            name = "e4m3fn" if scale.shape[1] == 1 else "e4m3fn with several scales a row"
         else:
             group = producer.attributes["group"]
             assert isinstance(group, int)

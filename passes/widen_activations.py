@@ -3,7 +3,8 @@
 Before: `%1 = rms_norm %0, @w : tensor<T x 64 x bf16>`
 After:  `%1 = rms_norm %0, @w : tensor<T x 64 x f32>`
 
-Every rounding between ops disappears, so results are nearer to exact arithmetic. Weights keep their dtype.
+Every rounding between ops disappears, so results are nearer to exact arithmetic. Weights keep their dtype; a row of
+weights that is added is cast where that happens.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from llamac.ir.builder import make_op
 from llamac.ir.dtypes import F32
-from llamac.ir.graph import Graph, Module, Op, Value
+from llamac.ir.graph import Graph, Module, Op, Value, Weight
 from llamac.ir.levels import MODEL
 from llamac.ir.types import TensorType
 from llamac.transform.base import Pass, PassContext, PassResult
@@ -57,10 +58,17 @@ def _rebuild(graph: Graph, op: Op) -> list[Op]:
         graph.replace(op.results[0], op.operands[0])
         op.drop_operands()
         return []
-    made = [make_op(op.opcode, op.operands, attributes, op.location)]
-    if _is_narrow(made[0].results[0]):
-        made.append(make_op("cast", (made[0].results[0],), {"dtype": F32}, op.location))
+    casts = [make_op("cast", (v,), {"dtype": F32}, op.location) for v in _narrow_weights(op)]
+    wide = {cast.operands[0]: cast.result for cast in casts}
+    made = [*casts, make_op(op.opcode, tuple(wide.get(v, v) for v in op.operands), attributes, op.location)]
+    if _is_narrow(made[-1].results[0]):
+        made.append(make_op("cast", (made[-1].results[0],), {"dtype": F32}, op.location))
     for old, new in zip(op.results, made[-1].results, strict=True):
         graph.replace(old, new)
     op.drop_operands()
     return made
+
+
+def _narrow_weights(op: Op) -> list[Value]:
+    """The weights that an op adds, which must have the dtype of what they are added to."""
+    return [v for v in op.operands if isinstance(v, Weight) and _is_narrow(v)] if op.opcode == "add" else []

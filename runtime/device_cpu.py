@@ -8,14 +8,16 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llamac.errors import LlamacError
 
-from .native import KvMemory, NativeLibrary, StepInput
-from .run_plan import MemoryPlan
+from .native import ImageInput, KvMemory, NativeLibrary, StepInput
+from .run_plan import ImagePlan, MemoryPlan
+from .step_pictures import StepPictures
 
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
@@ -40,8 +42,10 @@ class CpuDevice:
         weights: Bytes,
         page_counts: Sequence[int],
         threads: int,
+        image: ImagePlan | None = None,
     ) -> None:
         self.plan = plan
+        self.image = image
         self.vocab_size = vocab_size
         self.page_counts = list(page_counts)
         self.threads = threads
@@ -87,14 +91,18 @@ class CpuDevice:
         page_tables: Int32s,
         logit_rows: Int32s,
         logits: Float32s,
+        pictures: StepPictures | None = None,
     ) -> None:
         """Run one ragged step: T tokens of S sequences, R of whose rows get logits.
 
         token_ids, positions, sequence_of_token: [T]; page_tables: [caches, S, pages per sequence], -1 where there is
-        none; logit_rows: [R] indices into the T rows; logits: [R, vocab], C contiguous, filled here. LLC0806 on refusal.
+        none; logit_rows: [R] indices into the T rows; logits: [R, vocab], C contiguous, filled here. pictures: what the
+        rows show or see of pictures. LLC0806 on refusal.
         """
         integers = (token_ids, positions, sequence_of_token, page_tables, logit_rows)
         _check_arrays(*integers, logits, len(self.page_counts), self.vocab_size)
+        shown = pictures or StepPictures()
+        shown.check(token_ids.size)
         given = StepInput(
             token_ids.size,
             page_tables.shape[1],
@@ -102,6 +110,11 @@ class CpuDevice:
             logit_rows.size,
             *(array.ctypes.data for array in integers),
             logits.ctypes.data,
+            _address(shown.image_rows),
+            _address(shown.image_embeddings),
+            0 if shown.image_embeddings is None else len(shown.image_embeddings),
+            _address(shown.vision_start),
+            _address(shown.vision_stop),
         )
         with self._lock:
             if self._model is None:
@@ -111,12 +124,66 @@ class CpuDevice:
             reason = f"step of {token_ids.size} tokens: {self._library.status_text(status)}"
             raise LlamacError("LLC0806", self._library.where, reason, "check the file with `llamac verify`")
 
+    def encode_image(
+        self, pixels: Float32s, aspect_ratio: int = 0, pages: Int32s | None = None, first: int = 0
+    ) -> Float32s | None:
+        """Run the image encoder on the tiles of one picture, float32 [tiles, channels, height, width].
+
+        Where every tile is encoded by itself, the embeddings of all of them, [tiles * tokens, width]. Where all are
+        encoded together, nothing: `pages` are then the sequence's pages of the cache of vision tokens, `first` is the
+        place of the picture's first token there, and aspect_ratio is the number of the picture's shape, from 1 on.
+        LLC0806 on refusal, LLC0838 when the model takes no pictures.
+        """
+        if self.image is None or self._library.encode_image is None:
+            raise LlamacError("LLC0838", self._library.where, "the model has no image encoder", "give it text alone")
+        _check_pixels(pixels, self.image)
+        rows, width = self.image.embeddings
+        tiles = len(pixels)
+        if self.image.is_joint and tiles < self.image.pixels[0]:
+            pixels = np.concatenate([pixels, np.zeros((self.image.pixels[0] - tiles, *pixels.shape[1:]), np.float32)])
+        embeddings = None if self.image.is_joint else np.empty((tiles * rows, width), np.float32)
+        given = ImageInput(
+            tiles,
+            aspect_ratio,
+            pixels.ctypes.data,
+            None if embeddings is None else embeddings.ctypes.data,
+            None if pages is None else pages.ctypes.data,
+            0 if pages is None else pages.size,
+            first,
+        )
+        with self._lock:
+            if self._model is None:
+                raise LlamacError("LLC0815", "model", "the model is closed", "load it again")
+            status = self._library.encode_image(self._model, ctypes.byref(given))
+        if status != 0:
+            reason = f"picture of {tiles} tiles: {self._library.status_text(status)}"
+            raise LlamacError("LLC0806", self._library.where, reason, "check the file with `llamac verify`")
+        return embeddings
+
+    def expert_counts(self) -> npt.NDArray[np.uint64]:
+        """How many rows each expert of each layer has got so far, layers in the order of the caches; empty without any.
+
+        One row a layer (zeros for one that has no experts), one column an expert.
+        """
+        with self._lock:
+            if self._model is None:
+                raise LlamacError("LLC0815", "model", "the model is closed", "load it again")
+            size = int(self._library.expert_counts(self._model, None, 0))
+            counts = np.zeros(size, np.uint64)
+            self._library.expert_counts(self._model, counts.ctypes.data, size)
+        layers = sum(len(cache.layers) for cache in self.plan.caches) if size else 1
+        return counts.reshape(layers, -1)
+
     def close(self) -> None:
         """Stop the code's threads and let go of its memory; `step` refuses afterwards."""
         with self._lock:
             self._model = None
             self._destroy()
-            self._buffers = ()  # type: ignore[assignment]
+            self._buffers = ()
+
+
+def _address(array: npt.NDArray[Any] | None) -> int | None:
+    return None if array is None else array.ctypes.data
 
 
 def _cache_memory(pages: int, page_bytes: int) -> Bytes:
@@ -148,6 +215,13 @@ def _check_arrays(
         raise ValueError(f"step needs the page tables of {caches} caches, not of {page_tables.shape[0]}")
     if logits.dtype != np.float32 or not logits.flags.c_contiguous or logits.shape != (logit_rows.size, vocab_size):
         raise ValueError(f"step needs C-contiguous float32 logits of shape ({logit_rows.size}, {vocab_size})")
+
+
+def _check_pixels(pixels: Float32s, image: ImagePlan) -> None:
+    if pixels.dtype != np.float32 or not pixels.flags.c_contiguous or pixels.ndim != 4 or not len(pixels):
+        raise TypeError("encode_image needs C-contiguous float32 pixels [tiles, channels, height, width]")
+    if pixels.shape[1:] != image.pixels[1:] or (image.is_joint and len(pixels) > image.pixels[0]):
+        raise ValueError(f"encode_image needs tiles of {image.pixels}, not {pixels.shape}")
 
 
 def anonymous_memory(size: int, purpose: str) -> Bytes:

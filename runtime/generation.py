@@ -18,8 +18,9 @@ import numpy as np
 from llamac.errors import LlamacError
 
 from .device_cpu import Float32s
+from .images.placed import PromptImage
 from .sampler import Sampler, SamplerOptions, top_logprobs
-from .text.stream import StopStrings, StreamDecoder, text_with_tags
+from .text.stream import MEANINGFUL, StopStrings, StreamDecoder
 from .text.tokenizer import TokenizerBase
 
 if TYPE_CHECKING:
@@ -125,10 +126,12 @@ class Continuation:
         tokenizer: TokenizerBase | None,
         context: int,
         echo: str = "",
+        images: Sequence[PromptImage] = (),
     ) -> None:
         if options.stop and tokenizer is None:
             raise LlamacError("LLC0813", "stop", "stop strings need a tokenizer", "use stop_ids with this artifact")
         self.prompt_ids = list(prompt_ids)
+        self.images = tuple(images)
         self.token_ids: list[int] = []
         self.stop_reason: StopReason | None = None
         self.options = options
@@ -139,7 +142,7 @@ class Continuation:
         self._decoder = None if tokenizer is None else StreamDecoder(tokenizer, continuation=options.after_text)
         self._stops = StopStrings(options.stop)
         self._pieces = [echo] if echo else []
-        self._echoed = len(self._pieces)
+        self.tagged_pieces: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._started = self._first = self._last = time.perf_counter()
 
@@ -148,6 +151,11 @@ class Continuation:
         """How many tokens of the cache this may come to fill: the last drawn token is never fed back."""
         limit = self._context if self.options.max_new_tokens is None else self.options.max_new_tokens
         return min(len(self.prompt_ids) + limit - 1, self._context)
+
+    @property
+    def vision_tokens(self) -> int:
+        """Vision tokens of the prompt's pictures."""
+        return sum(image.vision_tokens for image in self.images)
 
     def accept(self, logits: Float32s) -> str:
         """Draw the next token from `logits` [vocab]; the text that became certain, often empty."""
@@ -159,7 +167,13 @@ class Continuation:
         piece = self._advance(token_id)
         if piece:
             self._pieces.append(piece)
+        self.tagged_pieces += [part for part in (piece, self._tag(token_id)) if part]
         return piece
+
+    def _tag(self, token_id: int) -> str:
+        """The text of a control token that says where a tool call or the message begins or ends, else nothing."""
+        control = "" if self._tokenizer is None else self._tokenizer.special_text(token_id)
+        return control if control in MEANINGFUL else ""
 
     def result(self) -> Generation:
         """The outcome, once `stop_reason` is set."""
@@ -172,16 +186,8 @@ class Continuation:
             stop_reason=self.stop_reason,
             logprobs=None if self.options.logprobs is None else self._logprobs,
             timings=Timings(self._first - self._started, self._last - self._started),
-            tagged_text=self._tagged_text(),
+            tagged_text="".join(self.tagged_pieces),
         )
-
-    def _tagged_text(self) -> str:
-        """What follows a stop string is in the ids, but no part of the answer."""
-        if self._tokenizer is None:
-            return ""
-        if self.stop_reason == "stop_string":
-            return "".join(self._pieces[self._echoed :])
-        return text_with_tags(self._tokenizer, self.token_ids, continuation=self.options.after_text)
 
     def _choose(self, logits: Float32s) -> int:
         if self.options.logprobs is None and self._plain_greedy:
@@ -201,6 +207,10 @@ class Continuation:
             self.stop_reason = "stop_id"
             return self._flush()
         piece, stop = self._stops.feed("" if self._decoder is None else self._decoder.feed(token_id))
+        if stop is None and self._tag(token_id):
+            more, stop = self._stops.feed("" if self._decoder is None else self._decoder.finish())
+            # Nothing goes on across a mark of a tool call, a stop string no more than a character.
+            piece += more if stop is not None else more + self._stops.finish()
         if stop is not None:
             self.stop_reason = "stop_string"
         elif len(self.token_ids) == self.options.max_new_tokens:

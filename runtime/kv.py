@@ -2,7 +2,8 @@
 
 A page holds `page_tokens` consecutive tokens of one sequence. The token at position t of a sequence lives in page
 `table[t // page_tokens]`, slot `t % page_tokens`; the memory itself belongs to the device. Each kind of attention layer
-has a pool of its own: where rows see only their own chunk of positions, a sequence uses the pages behind it again.
+has a pool of its own: where rows see only their own chunk of positions, a sequence uses the pages behind it again. The
+pool of layers that attend to pictures holds vision tokens instead, as many as the pictures of a sequence have.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 
 from llamac.errors import LlamacError
 
+from .images.placed import PromptImage, SequenceImages
 from .run_plan import MemoryPlan
 
 
@@ -27,25 +29,31 @@ def window_pages(chunk: int, step_tokens: int, page_tokens: int) -> int:
 def make_pools(plan: MemoryPlan, page_counts: Sequence[int]) -> list[PagePool]:
     """The pools of a plan's caches, with so many pages each."""
     page, step = plan.kv_page_tokens, plan.max_step_tokens
-    return [PagePool(n, page, cache.chunk, step) for n, cache in zip(page_counts, plan.caches, strict=True)]
+    return [
+        PagePool(n, page, cache.chunk, step, cache.cross) for n, cache in zip(page_counts, plan.caches, strict=True)
+    ]
 
 
-def pages_for(plan: MemoryPlan, tokens: int) -> list[int]:
-    """The pages of each cache that one sequence of `tokens` tokens needs."""
-    return [pool.pages_for(tokens) for pool in make_pools(plan, [0] * len(plan.caches))]
+def pages_for(plan: MemoryPlan, tokens: int, vision_tokens: int = 0) -> list[int]:
+    """The pages of each cache that one sequence of `tokens` tokens and so many vision tokens needs."""
+    pools = make_pools(plan, [0] * len(plan.caches))
+    return [pool.pages_for(vision_tokens if pool.cross else tokens) for pool in pools]
 
 
 class PagePool:
     """Hands out and takes back the pages of one KV memory; the page freed last is handed out first (it is warm).
 
     chunk: the positions that a row sees (0: all before it); step_tokens: the most rows of a step, for such pools.
-    Sequences of several threads may share one.
+    cross: its tokens are vision tokens. Sequences of several threads may share one.
     """
 
-    def __init__(self, page_count: int, page_tokens: int, chunk: int = 0, step_tokens: int = 1) -> None:
+    def __init__(
+        self, page_count: int, page_tokens: int, chunk: int = 0, step_tokens: int = 1, cross: bool = False
+    ) -> None:
         self.page_count = page_count
         self.page_tokens = page_tokens
         self.chunk = chunk
+        self.cross = cross
         self._window = window_pages(chunk, step_tokens, page_tokens) if chunk else None
         self._lock = threading.Lock()
         self._free = list(range(page_count - 1, -1, -1))
@@ -77,6 +85,13 @@ class PagePool:
             self._free.extend(reversed(pages))
 
     def _exhausted(self, count: int) -> LlamacError:
+        if self.cross:
+            room = f"{self.page_count} x {self.page_tokens} = {self.page_count * self.page_tokens}"
+            reason = (
+                f"{count} more pages of {self.page_tokens} vision tokens are needed, {len(self._free)} are free "
+                f"({room} tokens in all)"
+            )
+            return LlamacError("LLC0839", "images", reason, "load the model with more images, or give fewer pictures")
         used = self.page_count - len(self._free)
         reason = (
             f"{count} more pages of {self.page_tokens} tokens are needed, {len(self._free)} are free: "
@@ -117,7 +132,7 @@ class PageTable:
             if self.pages[index] >= 0:
                 self._spare.append(self.pages[index])
                 self.pages[index] = -1
-        self._first = max(self._first, behind)
+        self._first = behind
         self.pages += [-1] * (-(-stop // size) - len(self.pages))
         for index in range(behind, len(self.pages)):
             if self.pages[index] < 0:
@@ -151,11 +166,12 @@ class PageTable:
 
 
 class CachedSequence:
-    """One sequence in the cache: the ids whose keys and values are there, and the pages that hold them."""
+    """One sequence in the cache: ids whose keys and values are there, its pictures, and the pages that hold them."""
 
     def __init__(self, *pools: PagePool) -> None:
         self.tables = [PageTable(pool) for pool in pools]
         self.ids: list[int] = []
+        self.images = SequenceImages()
         self.closed = False
 
     def __len__(self) -> int:
@@ -167,17 +183,29 @@ class CachedSequence:
         """The pages in the first pool."""
         return self.tables[0].pages
 
-    def missing_pages(self, tokens: int) -> list[int]:
-        """For each pool, how many pages more than it owns the sequence needs for `tokens` tokens in all."""
-        return [table.pool.pages_for(tokens) - table.owned for table in self.tables]
+    @property
+    def vision_pages(self) -> list[int]:
+        """The pages that hold vision tokens; none where pictures come in otherwise."""
+        return next((table.pages for table in self.tables if table.pool.cross), [])
 
-    def reserve(self, tokens: int) -> None:
-        """Own enough pages for `tokens` tokens in all; LLC0808 (and nothing taken) when a pool has too few."""
+    @property
+    def takes_vision_tokens(self) -> bool:
+        """Whether the model keeps pictures in a cache of their own."""
+        return any(table.pool.cross for table in self.tables)
+
+    def missing_pages(self, tokens: int, vision_tokens: int = 0) -> list[int]:
+        """For each pool, how many pages more than it owns the sequence needs for so many tokens in all."""
+        return [
+            table.pool.pages_for(vision_tokens if table.pool.cross else tokens) - table.owned for table in self.tables
+        ]
+
+    def reserve(self, tokens: int, vision_tokens: int = 0) -> None:
+        """Own enough pages for so many tokens in all; LLC0808, LLC0839 (and nothing taken) when a pool has too few."""
         if self.closed:
             raise LlamacError("LLC0815", "KV cache", "the sequence is closed", "open a new one")
         for place, table in enumerate(self.tables):
             try:
-                table.reserve(tokens)
+                table.reserve(vision_tokens if table.pool.cross else tokens)
             except LlamacError:
                 for earlier in self.tables[:place]:
                     earlier.trim()
@@ -186,27 +214,48 @@ class CachedSequence:
     def cover(self, stop: int) -> None:
         """Make ready to append tokens up to position `stop`, which `reserve` has provided for."""
         for table in self.tables:
-            table.cover(len(self.ids), stop)
+            if not table.pool.cross:
+                table.cover(len(self.ids), stop)
+
+    def cover_vision(self, tokens: int) -> None:
+        """Make ready to append so many vision tokens, which `reserve` has provided for."""
+        for table in self.tables:
+            if table.pool.cross:
+                table.cover(self.images.vision_tokens, self.images.vision_tokens + tokens)
+
+    def shared(self, ids: Sequence[int], images: Sequence[PromptImage] = ()) -> int:
+        """How many leading positions agree with a prompt's, its pictures included."""
+        limit = min(len(self.ids), len(ids))
+        agreeing = next((index for index in range(limit) if self.ids[index] != ids[index]), limit)
+        return self.images.agreeing(images, agreeing)
 
     def truncate(self, tokens: int) -> None:
         """Forget everything from position `tokens` on; the pages stay owned until `trim` or `close`.
 
-        Where pages behind a chunk are gone, the sequence goes back to the chunk's first position: compare its length.
+        Where pages behind a chunk are gone, the sequence goes back to the chunk's first position, and from the middle
+        of a picture to its beginning: compare its length.
         """
-        kept = min([tokens, *(table.resumable(tokens) for table in self.tables)])
-        kept = min([kept, *(table.resumable(kept) for table in self.tables)])
+        kept, before = tokens, -1
+        while kept != before:
+            before = kept
+            own = (table.resumable(kept) for table in self.tables if not table.pool.cross)
+            kept = self.images.resumable(min([kept, *own]))
         del self.ids[kept:]
+        self.images.truncate(kept)
+        self._truncate_tables()
+
+    def _truncate_tables(self) -> None:
         for table in self.tables:
-            table.truncate(kept)
+            table.truncate(self.images.vision_tokens if table.pool.cross else len(self.ids))
 
     def trim(self) -> None:
         """Give back the pages beyond the last token."""
+        self._truncate_tables()
         for table in self.tables:
-            table.truncate(len(self.ids))
             table.trim()
 
     def close(self) -> None:
         """Give every page back; the sequence cannot be used afterwards."""
         for table in self.tables:
             table.close()
-        self.ids, self.closed = [], True
+        self.ids, self.images, self.closed = [], SequenceImages(), True

@@ -10,8 +10,8 @@ from llamac.artifact.read import Artifact, Check
 from llamac.errors import LlamacError
 
 from .device_cpu import CpuDevice
-from .kv import pages_for
 from .host_cpu import HostCpu, detect_host, pick_target, usable_threads
+from .kv import pages_for
 from .model import Model
 from .native import load_library
 from .run_plan import RunPlan, read_run_plan
@@ -25,6 +25,7 @@ def load(
     context: int | None = None,
     check: Check = "load",
     sequences: int = 1,
+    images: int = 1,
     host: HostCpu | None = None,
     progress: Progress | None = None,
 ) -> Model:
@@ -33,13 +34,16 @@ def load(
     threads: one per usable core unless given. target: the name of the code to use, the best that fits unless given.
     context: the longest sequence in tokens, the model's own unless given (the cache's memory is used only as it fills).
     check: "load" compares manifest and code with their hashes, "full" the weights too, "none" nothing.
-    sequences: how many full contexts the cache has room for. host: the machine to judge targets by, unless this one.
+    sequences: how many full contexts the cache has room for. images: for models that keep pictures in a cache of their
+    own (Llama 3.2 Vision), how many of the largest pictures each of them has room for.
+    host: the machine to judge targets by, unless this one.
     progress: called with (bytes done, bytes in all) while a full check runs.
 
     Raises LLC07xx for a file that is damaged or no artifact, LLC0800 when none of its code fits this machine.
     """
     _require_positive("threads", threads)
     _require_positive("sequences", sequences)
+    _require_positive("images", images)
     started = time.perf_counter()
     artifact = Artifact.open(path, check, progress)
     try:
@@ -48,8 +52,9 @@ def load(
         chosen = pick_target(plan.targets, host or detect_host(), target)
         library = load_library(artifact.member_bytes(chosen.code), chosen.code)
         weights = artifact.map(plan.weight_members[chosen.layout])
-        pages = [sequences * count for count in pages_for(plan.memory, length)]
-        device = CpuDevice(library, plan.memory, plan.vocab_size, weights, pages, threads or usable_threads())
+        pages = [sequences * count for count in pages_for(plan.memory, length, images * plan.most_vision_tokens)]
+        used = threads or usable_threads()
+        device = CpuDevice(library, plan.memory, plan.vocab_size, weights, pages, used, plan.image)
     except BaseException:
         artifact.close()
         raise

@@ -20,6 +20,10 @@ from llamac.errors import LlamacError
 
 from .device_cpu import CpuDevice, Float32s
 from .generation import Continuation, Generation, GenerationOptions
+from .images.loaded import LoadedPicture, PictureSource
+from .images.model_images import ModelImages, load_all, model_images
+from .images.placed import PicturePrompt
+from .images.prompting import encode_with_places, hold_pictures, take_pictures, with_places
 from .kv import CachedSequence
 from .run_plan import CodeTarget, RunPlan
 from .sampler import SamplerOptions
@@ -31,6 +35,7 @@ from .text.tokenizer_files import StoredFiles
 if TYPE_CHECKING:
     from .text.chat import ChatTemplate
     from .text.tools.offered import Tool
+    from .text.tools.parser import Event
 
 Prompt = str | Sequence[int] | npt.NDArray[np.integer[Any]]
 Message = Mapping[str, Any]
@@ -65,8 +70,9 @@ _SAMPLING = tuple(row.name for row in fields(SamplerOptions))
 class TextStream(Iterator[str]):
     """Pieces of text as they become certain; after the last one `outcome` holds the whole `Generation`."""
 
-    def __init__(self, progress: Iterator[Progress]) -> None:
+    def __init__(self, progress: Iterator[Progress], continuation: Continuation) -> None:
         self._progress = progress
+        self._continuation = continuation
         self._outcome: Generation | None = None
 
     def __next__(self) -> str:
@@ -76,6 +82,19 @@ class TextStream(Iterator[str]):
             if step.text:
                 return step.text
         raise StopIteration
+
+    def events(self) -> Iterator[Event]:
+        """Instead of pieces: text that is no tool call, complete calls, and the end (`text.tools.parser`)."""
+        from .text.tools.parser import ToolCallParser
+
+        parser, seen = ToolCallParser(), 0
+        for step in self._progress:
+            if step.outcome is not None:
+                self._outcome = step.outcome
+            pieces = self._continuation.tagged_pieces
+            yield from parser.feed("".join(pieces[seen:]))
+            seen = len(pieces)
+        yield from parser.finish(cut_off=self._continuation.stop_reason in ("length", "context"))
 
     @property
     def outcome(self) -> Generation:
@@ -118,7 +137,7 @@ class Model:
         self.target = target
         self.threads = device.threads
         self.load_seconds = load_seconds
-        self.session = Session(device, context)
+        self.session = Session(device, context, plan.token_ids)
         self._artifact = artifact
         self._device = device
 
@@ -158,6 +177,45 @@ class Model:
 
         return ChatTemplate(self._artifact.member_bytes(member).decode("utf-8"))
 
+    def expert_counts(self) -> dict[int, list[int]]:
+        """Layer number -> how many tokens each of its experts has got since loading; empty without mixtures."""
+        counts = self._device.expert_counts()
+        layers = [layer for cache in self.plan.memory.caches for layer in cache.layers]
+        return {
+            n: row.tolist()
+            for n, row in sorted(zip(layers, counts, strict=False), key=lambda pair: pair[0])
+            if row.any()
+        }
+
+    @cached_property
+    def images(self) -> ModelImages:
+        """What the model does with pictures; LLC0838 when it takes none, or its artifact holds no image encoder."""
+        special = {} if self.manifest["tokenizer"] is None else self.tokenizer.special_ids
+        found = model_images(self.manifest, special)
+        if self.plan.image is None:
+            raise LlamacError("LLC0838", self.name, "the artifact holds no image encoder", "compile the model again")
+        return found
+
+    def load_picture(self, source: PictureSource) -> LoadedPicture:
+        """A picture (a path, the bytes of a file, a Pillow image) cut for this model; LLC0838 when it takes none."""
+        return load_all([source], self.images.settings)[0]
+
+    def encode_with_images(self, prompt: Prompt, images: Sequence[PictureSource]) -> PicturePrompt:
+        """Ids of a prompt with pictures, each a path, the bytes of a file or a Pillow image.
+
+        `<|image|>` in a text, or its id, is the place of the next picture; without any they stand in front of the text.
+        LLC0834 unless places and pictures are equally many.
+        """
+        if not images:
+            return PicturePrompt(self.encode(prompt))
+        side = self.images
+        pictures = load_all(images, side.settings)
+        if isinstance(prompt, str):
+            ids = encode_with_places(prompt, self.tokenizer, side.placeholder)
+        else:
+            ids = self.encode(prompt)
+        return side.place(with_places(ids, side, len(pictures), self.plan.bos_id), pictures)
+
     def encode(self, prompt: Prompt) -> list[int]:
         """Ids of a prompt: text goes through the tokenizer (with a BOS when the model wants one), ids stay as given."""
         if isinstance(prompt, str):
@@ -172,7 +230,21 @@ class Model:
         tools: what the model may call, functions as JSON descriptions and built-in tools by name. chat_format: one of
         the family's own formats by name, instead of the artifact's template (docs/prompts.md lists them).
         Control tokens spelt out inside a message stay plain text: nobody ends a turn from within what they say.
+        Pictures are parts of a message: {"type": "image", "path": ...}, or "image" with bytes or a Pillow image.
         """
+        return self._encode_conversation(messages, tools, chat_format).ids
+
+    def _encode_conversation(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None, chat_format: str | None
+    ) -> PicturePrompt:
+        if not hold_pictures(messages):
+            return PicturePrompt(self._encode_messages(messages, tools, chat_format))
+        taken, pictures = take_pictures(messages, self.images)
+        return self.images.place(self._encode_messages(taken, tools, chat_format), pictures)
+
+    def _encode_messages(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None, chat_format: str | None
+    ) -> list[int]:
         from .text.conversation_ids import encode_messages
 
         stored = self.manifest["tokenizer"] or {"info": {}}
@@ -181,17 +253,38 @@ class Model:
         template = None if name is not None else self.chat_template
         return encode_messages(self.tokenizer, messages, tools, template, name)
 
-    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
-        """Continue one prompt (text, or token ids). Raises LLC0809 when it is longer than the context."""
-        return self.stream(prompt, **options).outcome
+    def generate(
+        self, prompt: Prompt, *, images: Sequence[PictureSource] = (), **options: Unpack[GenerateOptions]
+    ) -> Generation:
+        """Continue one prompt (text, or token ids). Raises LLC0809 when it is longer than the context.
 
-    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> TextStream:
+        images: the pictures of the prompt (see `encode_with_images`).
+        """
+        return self.stream(prompt, images=images, **options).outcome
+
+    def stream(
+        self, prompt: Prompt, *, images: Sequence[PictureSource] = (), **options: Unpack[GenerateOptions]
+    ) -> TextStream:
         """As `generate`, but yielding the text piece by piece; never half a character."""
-        return TextStream(run_together(self.session, [self._continuation(prompt, options)]))
+        continuation = self._continuation(prompt, options, self.encode_with_images(prompt, images))
+        return TextStream(run_together(self.session, [continuation]), continuation)
 
-    def generate_batch(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[Generation]:
-        """Continue several prompts together, in their order; each gives exactly what it would give alone."""
-        continuations = [self._continuation(prompt, options) for prompt in prompts]
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        images: Sequence[Sequence[PictureSource]] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Generation]:
+        """Continue several prompts together, in their order; each gives exactly what it would give alone.
+
+        images: the pictures of each prompt.
+        """
+        shown = images if images is not None else [()] * len(prompts)
+        continuations = [
+            self._continuation(prompt, options, self.encode_with_images(prompt, pictures))
+            for prompt, pictures in zip(prompts, shown, strict=True)
+        ]
         outcomes = {step.request: step.outcome for step in run_together(self.session, continuations) if step.outcome}
         return [outcomes[index] for index in range(len(prompts))]
 
@@ -216,20 +309,22 @@ class Model:
         **options: Unpack[GenerateOptions],
     ) -> TextStream:
         """As `chat`, piece by piece. `sequence`, from `session.open()`, keeps the cache between turns."""
-        prompt_ids = self.encode_chat(messages, tools=tools, chat_format=chat_format)
-        continuation = self._continuation(prompt_ids, options, after_text=False)
-        return TextStream(run_together(self.session, [continuation], sequence))
+        prompt = self._encode_conversation(messages, tools, chat_format)
+        continuation = self._continuation(prompt.ids, options, prompt, after_text=False)
+        return TextStream(run_together(self.session, [continuation], sequence), continuation)
 
     def logits(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Float32s:
         """The logits after every id, [len(ids), vocab]: row i is the distribution of what follows ids[: i + 1]."""
         return self.session.all_logits(self.encode(ids))
 
-    def _continuation(self, prompt: Prompt, options: GenerateOptions, after_text: bool = True) -> Continuation:
-        prompt_ids = self.encode(prompt)
-        self.session.check_prompt(prompt_ids)
+    def _continuation(
+        self, prompt: Prompt, options: GenerateOptions, encoded: PicturePrompt, after_text: bool = True
+    ) -> Continuation:
+        self.session.check_prompt(encoded.ids)
         tokenizer = None if self.manifest["tokenizer"] is None else self.tokenizer
         settled = self._settle(options, after_text)
-        return Continuation(prompt_ids, settled, tokenizer, self.context, self._echo(prompt, options))
+        echo = self._echo(prompt, options)
+        return Continuation(encoded.ids, settled, tokenizer, self.context, echo, encoded.images)
 
     def _settle(self, options: GenerateOptions, after_text: bool) -> GenerationOptions:
         """The options with the artifact's defaults below them."""

@@ -34,6 +34,23 @@ class StepInput(ctypes.Structure):
         *((name, _U32) for name in ("tokens", "sequences", "pages_per_sequence", "logit_count")),
         *((name, _POINTER) for name in ("token_ids", "positions", "sequence_of_token", "page_tables", "logit_rows")),
         ("logits", _POINTER),
+        ("image_rows", _POINTER),
+        ("image_embeddings", _POINTER),
+        ("image_count", _U32),
+        ("vision_start", _POINTER),
+        ("vision_stop", _POINTER),
+    ]
+
+
+class ImageInput(ctypes.Structure):
+    """`llamac_image_input`: what the image encoder runs."""
+
+    _fields_: ClassVar = [
+        ("tiles", _U32),
+        ("aspect_ratio", _U32),
+        *((name, _POINTER) for name in ("pixels", "embeddings", "pages")),
+        ("page_count", _U32),
+        ("first", _U32),
     ]
 
 
@@ -45,13 +62,14 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     ),
     "llamac_destroy": (None, [_POINTER]),
     "llamac_step": (_INT, [_POINTER, ctypes.POINTER(StepInput)]),
+    "llamac_expert_counts": (_U64, [_POINTER, _POINTER, _U64]),
     "llamac_status_text": (ctypes.c_char_p, [_INT]),
 }
 """Function -> (result, arguments) of the C interface; `docs/` has the header that says what each argument means."""
 
 
 class NativeLibrary:
-    """The five functions of one loaded code member."""
+    """The functions of one loaded code member."""
 
     def __init__(self, library: ctypes.CDLL, where: str) -> None:
         self.where = where
@@ -63,9 +81,18 @@ class NativeLibrary:
                 raise LlamacError("LLC0803", where, f"the code has no function {name}", "compile it again") from None
             function.restype, function.argtypes = result, arguments
         self._check_version()
+        self.encode_image = self._encoder()
         self.create = cast("Callable[..., int]", library.llamac_create)
         self.destroy = cast("Callable[..., None]", library.llamac_destroy)
         self.step = cast("Callable[..., int]", library.llamac_step)
+        self.expert_counts = cast("Callable[..., int]", library.llamac_expert_counts)
+
+    def _encoder(self) -> Callable[..., int] | None:
+        """The image encoder, which only models that take pictures have."""
+        function = getattr(self._library, "llamac_encode_image", None)
+        if function is not None:
+            function.restype, function.argtypes = _INT, [_POINTER, ctypes.POINTER(ImageInput)]
+        return cast("Callable[..., int] | None", function)
 
     def _check_version(self) -> None:
         found = self._library.llamac_abi_version()

@@ -12,6 +12,8 @@ from typing import Any
 
 from llamac.errors import LlamacError
 
+from .images.settings import settings_of_model
+
 LARGEST_BUFFER_BYTES = 1 << 46
 """No buffer of a manifest may ask for more than 64 TiB: a larger number is damage, not a model."""
 
@@ -21,11 +23,15 @@ LARGEST_COUNT = (1 << 31) - 1
 
 @dataclass(frozen=True)
 class CachePlan:
-    """The cache of one kind of attention layer; rows see their own block of `chunk` positions, 0: all before them."""
+    """The cache of one kind of attention layer; rows see their own block of `chunk` positions, 0: all before them.
+
+    cross: it holds vision tokens, and rows see those of the pictures before them.
+    """
 
     chunk: int
-    layers: int
+    layers: tuple[int, ...]
     page_bytes: int
+    cross: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,19 @@ class MemoryPlan:
     max_step_tokens: int
     weight_bytes: int
     weight_bytes_per_token: int
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """What one pass of the image encoder takes and gives.
+
+    pixels: tiles, channels, height, width. embeddings: rows, width. A pass takes one tile, or, where `is_joint`, all
+    tiles of a picture, which need an aspect ratio.
+    """
+
+    pixels: tuple[int, int, int, int]
+    embeddings: tuple[int, int]
+    is_joint: bool
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,10 @@ class RunPlan:
     name: str
     context_length: int
     vocab_size: int
+    token_ids: int
+    """Ids below this may be fed; those from `vocab_size` on have no logit."""
+    most_vision_tokens: int
+    """Vision tokens of the largest picture, in models that keep them in a cache of their own; else 0."""
     memory: MemoryPlan
     targets: tuple[CodeTarget, ...]
     weight_members: Mapping[str, str]
@@ -73,6 +96,7 @@ class RunPlan:
     add_bos: bool
     stop_ids: frozenset[int]
     defaults: Mapping[str, Any]
+    image: ImagePlan | None = None
 
 
 def read_run_plan(manifest: Mapping[str, Any]) -> RunPlan:
@@ -84,6 +108,8 @@ def read_run_plan(manifest: Mapping[str, Any]) -> RunPlan:
         name=model["name"],
         context_length=_within("model.context_length", model["context_length"], 1, LARGEST_COUNT),
         vocab_size=vocab_size,
+        token_ids=_within("model.token_ids", model.get("token_ids", vocab_size), 1, LARGEST_COUNT),
+        most_vision_tokens=_most_vision_tokens(manifest),
         memory=_read_memory(manifest["memory"]),
         targets=tuple(_read_target(row) for row in manifest["targets"]),
         weight_members={row["layout"]: row["member"] for row in manifest["weights"]},
@@ -91,6 +117,7 @@ def read_run_plan(manifest: Mapping[str, Any]) -> RunPlan:
         add_bos=generation["add_bos"],
         stop_ids=_read_ids("generation.stop_ids", generation["stop_ids"], vocab_size),
         defaults=dict(generation["defaults"]),
+        image=_read_image(manifest.get("image")),
     )
 
 
@@ -111,11 +138,38 @@ def _read_caches(rows: Sequence[Mapping[str, Any]]) -> tuple[CachePlan, ...]:
     return tuple(
         CachePlan(
             _within("memory.caches[].chunk", row["chunk"], 0, LARGEST_COUNT),
-            _within("memory.caches[].layers", row["layers"], 1, LARGEST_COUNT),
+            tuple(_within("memory.caches[].layers", layer, 0, LARGEST_COUNT) for layer in row["layers"]),
             _within("memory.caches[].page_bytes", row["page_bytes"], 1, LARGEST_BUFFER_BYTES),
+            _is_cross(row),
         )
         for row in rows
     )
+
+
+def _most_vision_tokens(manifest: Mapping[str, Any]) -> int:
+    if not any(map(_is_cross, manifest["memory"]["caches"])):
+        return 0
+    settings = settings_of_model(manifest["model"]["config"].get("vision") or {})
+    return settings.most_tiles * settings.tile_tokens
+
+
+def _is_cross(row: Mapping[str, Any]) -> bool:
+    kind = row.get("kind", "chunk" if row["chunk"] else "full")
+    if kind not in ("full", "chunk", "cross") or (kind == "chunk") != bool(row["chunk"]):
+        reason = f"is {ascii(kind)[:40]} with chunk {row['chunk']}, must be full, chunk or cross"
+        raise LlamacError("LLC0802", "manifest key memory.caches[].kind", reason, "compile the model again")
+    return bool(kind == "cross")
+
+
+def _read_image(entry: Mapping[str, Any] | None) -> ImagePlan | None:
+    if entry is None:
+        return None
+    pixels, embeddings = (
+        [_within(f"image.{key}[]", n, 1, LARGEST_COUNT) for n in entry[key]] for key in ("pixels", "embeddings")
+    )
+    _within("image.pixels", len(pixels), 4, 4)
+    _within("image.embeddings", len(embeddings), 2, 2)
+    return ImagePlan((pixels[0], pixels[1], pixels[2], pixels[3]), (embeddings[0], embeddings[1]), entry["joint"])
 
 
 def _read_target(row: Mapping[str, Any]) -> CodeTarget:

@@ -75,19 +75,16 @@ def _admit(
     while waiting:
         request, continuation = waiting[0]
         sequence = session.open() if kept is None else kept
-        sequence.truncate(_shared(sequence.ids, continuation.prompt_ids))
-        missing = sequence.missing_pages(continuation.most_tokens)
+        # All but the prompt's last position may be there already: its row is needed for logits.
+        sequence.truncate(sequence.shared(continuation.prompt_ids[:-1], continuation.images))
+        missing = sequence.missing_pages(continuation.most_tokens, continuation.vision_tokens)
         if running and any(n > pool.free_pages for n, pool in zip(missing, session.pools, strict=True)):
             return
-        sequence.reserve(continuation.most_tokens)
-        running.append(_Running(request, continuation, sequence, kept is not None))
+        sequence.reserve(continuation.most_tokens, continuation.vision_tokens)
+        row = _Running(request, continuation, sequence, kept is not None)
+        running.append(row)
         waiting.popleft()
-
-
-def _shared(cached: Sequence[int], prompt: Sequence[int]) -> int:
-    """How many leading ids agree, at most all but the prompt's last: its row is needed for logits."""
-    limit = min(len(cached), len(prompt) - 1)
-    return next((index for index in range(limit) if cached[index] != prompt[index]), limit)
+        session.place(sequence, continuation.images[len(sequence.images.placed) :])
 
 
 def _step(session: Session, running: deque[_Running], rows: Float32s) -> list[_Running]:

@@ -18,8 +18,11 @@ import numpy as np
 from llamac.errors import LlamacError
 
 from .device_cpu import Float32s, Int32s
+from .images.placed import PromptImage
 from .kv import CachedSequence, make_pools
+from .pictures import encode, pictures_of
 from .run_plan import MemoryPlan
+from .step_pictures import StepPictures
 
 WantedRows = Literal["last", "all", "none"]
 
@@ -29,7 +32,10 @@ class StepDevice(Protocol):
 
     plan: MemoryPlan
     vocab_size: int
-    page_counts: Sequence[int]
+
+    @property
+    def page_counts(self) -> Sequence[int]:
+        """Pages of each cache."""
 
     def step(
         self,
@@ -39,13 +45,17 @@ class StepDevice(Protocol):
         page_tables: Int32s,
         logit_rows: Int32s,
         logits: Float32s,
+        pictures: StepPictures | None = None,
     ) -> None:
         """Run one ragged step and fill `logits`."""
 
 
 @dataclass(frozen=True)
 class Feed:
-    """Tokens to append to one sequence in a step, and which of their rows get logits."""
+    """Tokens to append to one sequence in a step, and which of their rows get logits.
+
+    The sequence knows its pictures: positions that `Session.place` gave to one take its embeddings or see it.
+    """
 
     sequence: CachedSequence
     ids: Sequence[int]
@@ -55,9 +65,10 @@ class Feed:
 class Session:
     """Sequences of one model, each at most `context` tokens, sharing the pages of the device's KV memory."""
 
-    def __init__(self, device: StepDevice, context: int) -> None:
+    def __init__(self, device: StepDevice, context: int, token_ids: int | None = None) -> None:
         self.device = device
         self.context = context
+        self.token_ids = token_ids or device.vocab_size
         self.pools = make_pools(device.plan, device.page_counts)
 
     @property
@@ -82,11 +93,21 @@ class Session:
             raise LlamacError("LLC0809", "prompt", reason, "shorten it; nothing is cut off silently")
 
     def _check_ids(self, ids: Iterable[int]) -> None:
-        vocab_size = self.device.vocab_size
         for index, token_id in enumerate(ids):
-            if not 0 <= token_id < vocab_size:
-                reason = f"token {index} has id {token_id}, the vocabulary holds 0..{vocab_size - 1}"
+            if not 0 <= token_id < self.token_ids:
+                reason = f"token {index} has id {token_id}, the vocabulary holds 0..{self.token_ids - 1}"
                 raise LlamacError("LLC0812", "prompt", reason, "encode the prompt with the artifact's own tokenizer")
+
+    def place(self, sequence: CachedSequence, images: Sequence[PromptImage]) -> None:
+        """Encode pictures for positions of `sequence` that have not been fed yet; its own pictures lie before them.
+
+        LLC0839 when the cache has no room for their vision tokens.
+        """
+        for image in images:
+            total = sequence.images.vision_tokens + image.vision_tokens
+            sequence.reserve(len(sequence), total)
+            sequence.cover_vision(image.vision_tokens)
+            sequence.images.add(image, encode(self.device, sequence, image))
 
     def step(self, feeds: Sequence[Feed], out: Float32s | None = None) -> Float32s:
         """Append each feed's ids to its sequence in one step; the wanted logit rows, [R, vocab], in feed order.
@@ -102,12 +123,12 @@ class Session:
         for feed in feeds:
             self._check_length(len(feed.sequence) + len(feed.ids))
             self._check_ids(feed.ids)
-            feed.sequence.reserve(len(feed.sequence) + len(feed.ids))
+            feed.sequence.reserve(len(feed.sequence) + len(feed.ids), feed.sequence.images.vision_tokens)
         for feed in feeds:
             feed.sequence.cover(len(feed.sequence) + len(feed.ids))
         rows = _logit_rows(feeds, counts)
         logits = np.empty((rows.size, self.device.vocab_size), np.float32) if out is None else out
-        self.device.step(
+        arguments = (
             np.fromiter((token for feed in feeds for token in feed.ids), np.int32, total),
             np.concatenate([_positions(feed) for feed in feeds]),
             np.repeat(np.arange(len(feeds), dtype=np.int32), counts),
@@ -115,13 +136,16 @@ class Session:
             rows,
             logits,
         )
+        pictures = pictures_of([(feed.sequence, len(feed.ids)) for feed in feeds])
+        self.device.step(*arguments) if pictures is None else self.device.step(*arguments, pictures)
         for feed in feeds:
             feed.sequence.ids.extend(feed.ids)
+            feed.sequence.images.fed(len(feed.sequence))
         return logits
 
     def prefill(self, sequence: CachedSequence, ids: Sequence[int]) -> Float32s:
         """Append `ids` in steps of at most `max_step_tokens`; the logits of the last one, [vocab]."""
-        sequence.reserve(len(sequence) + len(ids))
+        sequence.reserve(len(sequence) + len(ids), sequence.images.vision_tokens)
         last = len(ids) - 1
         size = self.max_step_tokens
         for start in range(0, last + 1, size):

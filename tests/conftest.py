@@ -51,7 +51,8 @@ def _tokenizer_json() -> bytes:
 
 
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}{% endfor %}"
+    "{{ bos_token }}{% if tools %}T{% endif %}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
@@ -91,7 +92,7 @@ def _manifest() -> dict[str, Any]:
         "memory": {
             "arena_bytes": 128,
             "kv_page_tokens": 4,
-            "caches": [{"chunk": 0, "layers": 1, "page_bytes": 64}],
+            "caches": [{"chunk": 0, "layers": [0], "page_bytes": 64}],
             "kv_dtype": "f32",
             "max_step_tokens": 8,
             "weight_bytes": 4096,

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 from llamac.ir.types import CacheType
 
+from .example import EXAMPLE
+from .image_abi import IMAGE_STRUCT
+
 if TYPE_CHECKING:
     from .codegen import Limits
 
@@ -23,22 +26,29 @@ def banner(title: str) -> str:
     )
 
 
-def declarations(limits: Limits, caches: Sequence[CacheType]) -> str:
+def declarations(limits: Limits, caches: Sequence[CacheType], experts: int, token_ids: int, merged_width: int) -> str:
     """Sizes of this model and the state that every step sees."""
     page_bytes = ", ".join(f"UINT64_C({cache.page_bytes})" for cache in caches)
     chunks = ", ".join(str(cache.chunk) for cache in caches)
+    crossed = [cache.cross for cache in caches]
     return f"""
 enum {{
   VOCABULARY = {limits.vocab},
+  TOKEN_IDS = {token_ids},
   CONTEXT = {limits.context},
   MAX_TOKENS = {limits.max_tokens},
   PAGE_TOKENS = {caches[0].page},
   CACHES = {len(caches)},
+  CROSS = {crossed.index(True) if any(crossed) else len(caches)}, /* the cache of vision tokens; CACHES: none */
+  MERGES = {merged_width}, /* width of the image embeddings that may stand among the tokens; 0: none may */
+  EXPERTS = {experts}, /* the most that a layer chooses from */
+  EXPERT_LAYERS = {sum(c.layers for c in caches) if experts else 0},
 }};
 #define ARENA_BYTES UINT64_C({limits.arena_bytes})
 #define WEIGHT_BYTES UINT64_C({limits.weight_bytes})
 
-/* One cache for each kind of layer. Rows see the positions of their own block of CHUNK only; 0: all before them. */
+/* One cache for each kind of layer. Rows see the positions of their own block of CHUNK only; 0: all before them. In
+   CROSS they see the vision tokens of a range. */
 static const uint64_t PAGE_BYTES[CACHES] = {{{page_bytes}}};
 static const uint32_t CHUNK[CACHES] = {{{chunks}}};
 
@@ -49,15 +59,21 @@ typedef struct {{
   const uint8_t *weights;
   uint8_t *arena;
   llamac_kv_memory kv[CACHES];
+  uint64_t expert_counts[EXPERT_LAYERS * EXPERTS + 1]; /* rows that each expert of each layer got so far */
 }} model_state;
 
 typedef struct {{
   const uint8_t *weights;
   uint8_t *arena;
   const llamac_kv_memory *kv;
+  uint64_t *expert_counts;
   uint32_t tokens, logit_count, sequences, pages_per_sequence;
   const int32_t *token_ids, *positions, *sequence_of_token, *page_tables, *logit_rows;
   float *logits;
+  const int32_t *image_rows;
+  const float *image_embeddings;
+  uint32_t image_count;
+  const int32_t *vision_start, *vision_stop;
 }} step_args;
 
 static inline llamac_kv cache_of(const step_args *s, size_t cache)
@@ -85,7 +101,7 @@ def header() -> str:
 
 def example() -> str:
     """A C program that runs one greedy step through the ABI."""
-    return _EXAMPLE
+    return EXAMPLE
 
 
 _MEMORY_STRUCT = """/* The memory of one cache: `pages` pages, zeroed, 64-byte aligned, `bytes` in all. */
@@ -101,6 +117,10 @@ typedef struct {
   uint32_t tokens, sequences, pages_per_sequence, logit_count;
   const int32_t *token_ids, *positions, *sequence_of_token, *page_tables, *logit_rows;
   float *logits;
+  const int32_t *image_rows;
+  const float *image_embeddings;
+  uint32_t image_count;
+  const int32_t *vision_start, *vision_stop;
 } llamac_step_input;
 """
 
@@ -136,6 +156,9 @@ static const char *const status_texts[] = {
     "a sequence number is outside the step",
     "weights, cache or arena have the wrong size or alignment",
     "the threads could not be started",
+    "an image row is outside the image embeddings, or the model takes none",
+    "a range of vision tokens is outside their pages, or the model takes none",
+    "a picture has no tiles, or not as many as its shape",
 };
 
 EXPORT uint32_t llamac_abi_version(void) { return 2; }
@@ -163,6 +186,7 @@ EXPORT int llamac_create(void **out, const uint8_t *weights, uint64_t weights_by
   m->weights = weights;
   m->arena = arena;
   memcpy(m->kv, kv, sizeof m->kv);
+  memset(m->expert_counts, 0, sizeof m->expert_counts);
   if (m->pool == NULL) {
     free(m);
     return 8;
@@ -189,12 +213,42 @@ static int has_pages(const model_state *m, const step_args *s, uint32_t t, uint3
   return 1;
 }
 
+/* Whether every image row has its embedding. */
+static int has_embeddings(const step_args *s)
+{
+  if (s->image_rows == NULL) return 1;
+  if (MERGES == 0) return 0;
+  const uint32_t count = s->image_embeddings == NULL ? 0 : s->image_count;
+  for (uint32_t t = 0; t < s->tokens; t++)
+    if (s->image_rows[t] >= 0 && (uint32_t)s->image_rows[t] >= count) return 0;
+  return 1;
+}
+
+/* Whether every vision token that a row sees has its page. */
+static int has_vision_tokens(const model_state *m, const step_args *s)
+{
+  if (s->vision_start == NULL && s->vision_stop == NULL) return 1;
+  if (s->vision_start == NULL || s->vision_stop == NULL || CROSS == CACHES) return 0;
+  const int32_t *tables = s->page_tables + (size_t)CROSS * s->sequences * s->pages_per_sequence;
+  for (uint32_t t = 0; t < s->tokens; t++) {
+    const int32_t start = s->vision_start[t], stop = s->vision_stop[t], sequence = s->sequence_of_token[t];
+    if (start >= stop) continue;
+    if (start < 0 || (uint32_t)(stop - 1) / PAGE_TOKENS >= s->pages_per_sequence) return 0;
+    const int is_same_range = t && s->vision_start[t - 1] == start && s->vision_stop[t - 1] == stop;
+    if (is_same_range && s->sequence_of_token[t - 1] == sequence) continue;
+    const int32_t *table = tables + (size_t)sequence * s->pages_per_sequence;
+    for (uint32_t p = (uint32_t)start / PAGE_TOKENS; p <= (uint32_t)(stop - 1) / PAGE_TOKENS; p++)
+      if (table[p] < 0 || (uint32_t)table[p] >= m->kv[CROSS < CACHES ? CROSS : 0].pages) return 0;
+  }
+  return 1;
+}
+
 /* Every index is checked before anything runs: the kernels trust what they are given. */
 static int check(const model_state *m, const step_args *s)
 {
   if (s->tokens == 0 || s->tokens > MAX_TOKENS || s->logit_count > s->tokens) return 4;
   for (uint32_t t = 0; t < s->tokens; t++) {
-    if (s->token_ids[t] < 0 || s->token_ids[t] >= VOCABULARY) return 1;
+    if (s->token_ids[t] < 0 || s->token_ids[t] >= TOKEN_IDS) return 1;
     if (s->positions[t] < 0 || s->positions[t] >= CONTEXT) return 3;
     if (s->sequence_of_token[t] < 0 || (uint32_t)s->sequence_of_token[t] >= s->sequences) return 6;
     if ((uint32_t)s->positions[t] / PAGE_TOKENS >= s->pages_per_sequence) return 2;
@@ -203,6 +257,7 @@ static int check(const model_state *m, const step_args *s)
     const int is_covered = t + 1 < s->tokens && s->sequence_of_token[t + 1] == s->sequence_of_token[t] &&
         s->positions[t + 1] >= s->positions[t];
     for (uint32_t c = 0; c < CACHES; c++) {
+      if (c == CROSS) continue;
       /* A later row of the same run looks at these pages and more, unless a new chunk begins in between. */
       const int is_same_chunk = is_covered && llamac_first_visible(s->positions[t + 1], CHUNK[c]) ==
           llamac_first_visible(s->positions[t], CHUNK[c]);
@@ -211,21 +266,50 @@ static int check(const model_state *m, const step_args *s)
   }
   for (uint32_t r = 0; r < s->logit_count; r++)
     if (s->logit_rows[r] < 0 || (uint32_t)s->logit_rows[r] >= s->tokens) return 5;
+  if (!has_embeddings(s)) return 9;
+  if (!has_vision_tokens(m, s)) return 10;
   return 0;
+}
+
+EXPORT uint64_t llamac_expert_counts(void *model, uint64_t *counts, uint64_t capacity)
+{
+  const uint64_t count = EXPERT_LAYERS * EXPERTS;
+  if (count <= capacity) memcpy(counts, ((model_state *)model)->expert_counts, count * sizeof *counts);
+  return count;
 }
 
 EXPORT int llamac_step(void *model, const llamac_step_input *in)
 {
   model_state *m = model;
-  step_args s = {m->weights, m->arena, m->kv, in->tokens, in->logit_count, in->sequences, in->pages_per_sequence,
-      in->token_ids, in->positions, in->sequence_of_token, in->page_tables, in->logit_rows, in->logits};
+  step_args s = {
+      .weights = m->weights,
+      .arena = m->arena,
+      .kv = m->kv,
+      .expert_counts = m->expert_counts,
+      .tokens = in->tokens,
+      .logit_count = in->logit_count,
+      .sequences = in->sequences,
+      .pages_per_sequence = in->pages_per_sequence,
+      .token_ids = in->token_ids,
+      .positions = in->positions,
+      .sequence_of_token = in->sequence_of_token,
+      .page_tables = in->page_tables,
+      .logit_rows = in->logit_rows,
+      .logits = in->logits,
+      .image_rows = in->image_rows,
+      .image_embeddings = in->image_embeddings,
+      .image_count = in->image_count,
+      .vision_start = in->vision_start,
+      .vision_stop = in->vision_stop,
+  };
   const int status = check(m, &s);
   if (status == 0) llamac_pool_run(m->pool, step, &s);
   return status;
 }
 """
 
-_HEADER = f"""/* The step ABI of a llamac CPU code member, version {ABI_VERSION}. No dependency but libc, libm and libpthread. */
+_HEADER = f"""/* The step ABI of a llamac CPU code member, version {ABI_VERSION}.
+   No dependency but libc, libm and libpthread. */
 #ifndef LLAMAC_STEP_H
 #define LLAMAC_STEP_H
 #include <stdint.h>
@@ -251,70 +335,32 @@ void llamac_destroy(void *model);
    lives in page page_tables[(c * sequences + s) * pages_per_sequence + p / 256], slot p % 256; entries of pages that no
    row of the step sees may be -1. logits[i] (one vocabulary wide) belongs to row logit_rows[i]. A row's result does not
    depend on the other rows, on the number of threads or on how the rows are cut into steps. One call at a time per
-   model. Returns a status; nothing has run unless it is 0. */
+   model. Returns a status; nothing has run unless it is 0.
+   Pictures: where image_rows[t] is not negative, row t is not token token_ids[t] but row image_rows[t] of
+   image_embeddings, of which there are image_count (NULL: no row is). vision_start and vision_stop say which vision
+   tokens in the cache of kind "cross" each row sees, start..stop - 1, none where start >= stop (NULL: nowhere any). */
 int llamac_step(void *model, const llamac_step_input *input);
 
-/* 0 ok, 1 token id, 2 page, 3 position, 4 too many tokens, 5 logit row, 6 sequence, 7 sizes at create, 8 threads. */
+{IMAGE_STRUCT}
+/* Encodes one picture; only models with an image encoder have this function. pixels: [tiles][3][height][width],
+   normalized. Where each tile is encoded by itself ("image": "joint" is false in the manifest), embeddings becomes the
+   rows of all tiles, as image_embeddings of llamac_step takes them. Where all are encoded together, pixels holds as
+   many tiles as the manifest says under "image": "pixels", those beyond `tiles` zero; aspect_ratio is the number of the
+   picture's shape, from 1 on; the keys and values of its vision tokens go to the cache of kind "cross", from position
+   `first` on, of a sequence whose pages there are `pages`, and embeddings is not used. Returns a status; nothing has
+   run unless it is 0. */
+int llamac_encode_image(void *model, const llamac_image_input *input);
+
+/* How many rows each expert of each layer has got since llamac_create: returns the number of counts, and writes them
+   when `capacity` is enough for all. Layers in the order of the manifest's "memory": "caches", then experts. */
+uint64_t llamac_expert_counts(void *model, uint64_t *counts, uint64_t capacity);
+
+/* 0 ok, 1 token id, 2 page, 3 position, 4 too many tokens, 5 logit row, 6 sequence, 7 sizes at create, 8 threads,
+   9 image row, 10 vision tokens, 11 picture. */
 const char *llamac_status_text(int status);
 
 #ifdef __cplusplus
 }}
 #endif
 #endif
-"""
-
-_EXAMPLE = """/* Greedy generation through the step ABI, from C alone, for a model with one cache.
-
-     unzip -p model.llamac weights/cpu-panel16.bin > weights.bin
-     cc -O2 example.c ./model.so -o example
-     ./example weights.bin KV_PAGE_BYTES ARENA_BYTES VOCABULARY TOKEN_ID...
-
-   The three numbers stand in manifest.json ("memory", "model"). */
-#include "llamac_step.h"
-#include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-
-static int run(void *model, int32_t token, int32_t position, float *logits)
-{
-  const int32_t sequence = 0, page_table[2] = {0, 1}, row = 0;
-  const llamac_step_input input = {1, 1, 2, 1, &token, &position, &sequence, page_table, &row, logits};
-  return llamac_step(model, &input);
-}
-
-int main(int argc, char **argv)
-{
-  if (argc < 6) {
-    fprintf(stderr, "usage: %s weights.bin KV_PAGE_BYTES ARENA_BYTES VOCABULARY TOKEN_ID...\\n", argv[0]);
-    return 2;
-  }
-  const int file = open(argv[1], O_RDONLY);
-  struct stat info;
-  if (file < 0 || fstat(file, &info)) return perror(argv[1]), 2;
-  const uint64_t page_bytes = strtoull(argv[2], NULL, 10), arena_bytes = strtoull(argv[3], NULL, 10);
-  const int vocabulary = atoi(argv[4]), pages = 2, prompt = argc - 5;
-  const uint8_t *weights = mmap(NULL, info.st_size, PROT_READ, MAP_SHARED, file, 0);
-  const int private = MAP_PRIVATE | MAP_ANONYMOUS;
-  uint8_t *kv = mmap(NULL, pages * page_bytes, PROT_READ | PROT_WRITE, private, -1, 0);
-  uint8_t *arena = mmap(NULL, arena_bytes, PROT_READ | PROT_WRITE, private, -1, 0);
-  float *logits = malloc(sizeof(float) * vocabulary);
-  void *model;
-  const llamac_kv_memory cache = {kv, pages * page_bytes, pages};
-  int status = llamac_create(&model, weights, info.st_size, &cache, 1, arena, arena_bytes, 1);
-  int32_t token = 0;
-  for (int position = 0; status == 0 && position < prompt + 8; position++) {
-    token = position < prompt ? atoi(argv[5 + position]) : token;
-    status = run(model, token, position, logits);
-    token = 0;
-    for (int i = 1; i < vocabulary; i++)
-      if (logits[i] > logits[token]) token = i;
-    if (position >= prompt - 1) printf("%d\\n", token);
-  }
-  if (status) fprintf(stderr, "%s\\n", llamac_status_text(status));
-  llamac_destroy(model);
-  return status != 0;
-}
 """

@@ -16,17 +16,18 @@ class AttentionEmitters(Frame):
     """Norm, temperature and rotation of heads in place, the cache's new rows, and attention over it."""
 
     def emit_norm_heads(self, op: Op) -> None:
-        qkv, eps = self._in_place(op, op.operands[0], op.results[0]), op.attributes["eps"]
+        qkv, eps = self.in_place(op, op.operands[0], op.results[0]), op.attributes["eps"]
         assert isinstance(eps, float)
+        weight = f"(const float *)({self.weight(op.operands[1])})" if len(op.operands) > 1 else "NULL"
         self.call(
-            f"llamac_norm_heads(th, {qkv.pointer}, {qkv.stride}, s->tokens, {op.attributes['heads']}, "
-            f"{op.attributes['head_dim']}, {c_float(eps)});",
+            f"llamac_norm_heads(th, {qkv.pointer}, {qkv.stride}, {self.rows(op.result)}, {op.attributes['heads']}, "
+            f"{op.attributes['head_dim']}, {weight}, {c_float(eps)});",
             [op.operands[0]],
             [qkv],
         )
 
     def emit_temper_heads(self, op: Op) -> None:
-        qkv = self._in_place(op, op.operands[0], op.results[0])
+        qkv = self.in_place(op, op.operands[0], op.results[0])
         floor, scale = op.attributes["floor"], op.attributes["scale"]
         assert isinstance(floor, float) and isinstance(scale, float)
         self.call(
@@ -37,7 +38,7 @@ class AttentionEmitters(Frame):
         )
 
     def emit_rope_append(self, op: Op) -> None:
-        qkv, cos, sin = self._in_place(op, op.operands[1], op.results[1]), *map(self.place, op.operands[2:4])
+        qkv, cos, sin = self.in_place(op, op.operands[1], op.results[1]), *map(self.place, op.operands[2:4])
         cache, heads = op.operands[0].cache, op.attributes["heads"]
         rotate = (
             f"llamac_rope_rows(th, {qkv.pointer}, {qkv.stride}, s->tokens, {heads}, {cache.head_dim}, "
@@ -47,7 +48,7 @@ class AttentionEmitters(Frame):
         self.call(rotate + append, list(op.operands[1:4]), [qkv], (self._region(cache),))
 
     def emit_append(self, op: Op) -> None:
-        qkv = self._in_place(op, op.operands[1], op.results[1])
+        qkv = self.in_place(op, op.operands[1], op.results[1])
         append = self._append(op, qkv, "NULL, NULL")
         self.call(append, [op.operands[1]], [], (self._region(op.operands[0].cache),))
 
@@ -62,7 +63,7 @@ class AttentionEmitters(Frame):
             f"s->sequence_of_token, {tables});"
         )
 
-    def _in_place(self, op: Op, value: Value, result: Value) -> Place:
+    def in_place(self, op: Op, value: Value, result: Value) -> Place:
         """The place of joined rows, which `result` keeps."""
         place, offset = self.place(value), placement(op)[op.results.index(result)]
         if offset != self._offset_of(value):
@@ -89,3 +90,12 @@ class AttentionEmitters(Frame):
             [out],
         )
         self.hazards.add([region], [])
+
+    def emit_attend_range(self, op: Op) -> None:
+        q, out, layer = self.place(op.operands[0]), self.output(op), op.attributes["layer"]
+        self.call(
+            f"{self.generator.attention_range(op)}(th, s, {out.pointer}, {out.stride}, {q.pointer}, {q.stride}, "
+            f"{layer});",
+            [op.operands[0]],
+            [out],
+        )

@@ -17,11 +17,16 @@ from llamac.ir.types import CacheType
 
 from . import abi
 from .emitters import FunctionEmitter
+from .encoder_emitters import attention_function, biased_function
+from .image_abi import image_declarations, image_exports
 from .literals import C_TYPES, c_float, c_format
 from .toolchain import kernel_source
 
 LARGEST_HEAD = 256
 """LLAMAC_MOST_HEAD_DIM of the kernel library."""
+
+MOST_TOKENS = 65536
+"""LLAMAC_MOST_TOKEN_PAGES of 256 tokens."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,19 @@ class Limits:
     weight_bytes: int
 
 
-def generate(module: Module, placed: list[PlacedWeight], limits: Limits, title: str, trace: bool = False) -> str:
-    """The C source of one self-contained code member; with `trace` it hands out every intermediate value."""
-    return Generator(module, placed, limits, title, trace).run()
+def generate(
+    module: Module,
+    placed: list[PlacedWeight],
+    limits: Limits,
+    title: str,
+    trace: bool = False,
+    image: Module | None = None,
+) -> str:
+    """The C source of one self-contained code member; with `trace` it hands out every intermediate value of the step.
+
+    `image` is the image encoder of the model, where it has one.
+    """
+    return Generator(module, placed, limits, title, trace, image).run()
 
 
 @dataclass
@@ -49,6 +64,7 @@ class Generator:
     limits: Limits
     title: str
     trace: bool = False
+    image: Module | None = None
     kernels: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> str:
@@ -61,22 +77,48 @@ class Generator:
         for name, graph in self.module.graphs.items():
             if name != "step":
                 bodies.append(self.function(graph))
-        step = self.function(self.module.step)
+        step, encoder = self.function(self.module.step), self.image_functions()
         parts = [
             abi.banner(self.title),
             kernel_source(),
-            abi.declarations(self.limits, self.caches),
+            abi.declarations(self.limits, self.caches, self.experts(), self.token_ids(), self.merged_width()),
+            *([image_declarations(self.image)] if self.image is not None else []),
             *([abi.trace()] if self.trace else []),
             "/* Kernels of this model: shapes and formats are constants, so the compiler specializes each. */\n",
             *self.kernels.values(),
             *bodies,
             step,
+            *encoder,
             abi.exports(),
+            *([image_exports(self.image)] if self.image is not None else []),
         ]
         return "\n".join(parts)
 
-    def function(self, graph: Graph) -> str:
-        return FunctionEmitter(self, graph).run()
+    def experts(self) -> int:
+        """The most experts that a layer chooses from; 0 without mixtures."""
+        widths = [op.operands[0].tensor.shape[1] for _, op in self.module.ops() if op.opcode == "route"]
+        return max((width for width in widths if isinstance(width, int)), default=0)
+
+    def token_ids(self) -> int:
+        """How many token ids may be fed: rows of the embedding table. Some may have no logit."""
+        rows = [op.attributes["rows"] for _, op in self.module.ops() if op.opcode == "embed_rows"]
+        return min((n for n in rows if isinstance(n, int)), default=self.limits.vocab)
+
+    def merged_width(self) -> int:
+        """Width of the image embeddings that may stand among the tokens; 0 where none may."""
+        widths = [op.result.tensor.shape[1] for _, op in self.module.ops() if op.opcode == "merge_rows"]
+        return max((width for width in widths if isinstance(width, int)), default=0)
+
+    def function(self, graph: Graph, module: Module | None = None) -> str:
+        return FunctionEmitter(self, module or self.module, graph).run()
+
+    def image_functions(self) -> list[str]:
+        """The encoder's functions, the main one last; none for a model without an encoder."""
+        image = self.image
+        if image is None:
+            return []
+        graphs = sorted(image.graphs.values(), key=lambda graph: graph is image.main)
+        return [self.function(graph, image) for graph in graphs]
 
     def offset(self, weight: Weight) -> int:
         if not hasattr(self, "_offsets"):
@@ -98,9 +140,28 @@ class Generator:
             )
         return name
 
+    def linear_biased(self, op: Op) -> str:
+        """The name of the function for the shape and format of a linear with a bias."""
+        name = f"biased_{op.attributes['format']}_{op.attributes['rows']}x{op.attributes['columns']}"
+        self.kernels[name] = biased_function(op, name)
+        return name
+
+    def attend_tokens(self, op: Op) -> str:
+        """The name of the function for the heads and scale of attention to all tokens."""
+        width, tokens = op.attributes["head_dim"], op.result.tensor.shape[0]
+        assert isinstance(width, int) and isinstance(tokens, int)
+        if width > LARGEST_HEAD or tokens > MOST_TOKENS:
+            reason = f"{tokens} tokens in heads of {width}, at most {MOST_TOKENS} in heads of {LARGEST_HEAD} can be"
+            raise LlamacError("LLC0605", op.location, reason, "this architecture needs another backend")
+        name = f"tokens_{op.attributes['heads']}x{width}"
+        body = attention_function(op, name)
+        if self.kernels.setdefault(name, body) != body:
+            raise LlamacError("LLC0605", op.location, "layers scale their attention differently")
+        return name
+
     def group(self, cache: CacheType) -> int:
-        """The number of the group of layers that a cache belongs to: groups differ in their chunk."""
-        return [c.chunk for c in self.caches].index(cache.chunk)
+        """The number of the group of layers that a cache belongs to: groups differ in what their rows see."""
+        return [(c.chunk, c.cross) for c in self.caches].index((cache.chunk, cache.cross))
 
     def expert_linear(self, op: Op) -> str:
         """The name of the function for the experts' shape and format."""
@@ -128,6 +189,22 @@ class Generator:
             f"  llamac_attention(th, out, ld_out, q, ldq, s->tokens, cache_of(s, {self.group(cache)}), layer, {heads}, "
             f"{cache.kv_heads}, {cache.head_dim},\n      {C_TYPES[cache.dtype.name]}, "
             f"{c_float(scale)}, {cache.chunk}, s->positions, s->sequence_of_token);\n}}\n"
+        )
+        if self.kernels.setdefault(name, body) != body:
+            raise LlamacError("LLC0605", op.location, "layers scale their attention differently")
+        return name
+
+    def attention_range(self, op: Op) -> str:
+        """The name of the function for attention to vision tokens with this head count and scale."""
+        heads, scale, cache = op.attributes["heads"], op.attributes["scale"], op.operands[1].cache
+        name = f"cross_attention_{heads}x{cache.head_dim}"
+        assert isinstance(scale, float)
+        body = (
+            f"static __attribute__((noinline)) void {name}(const llamac_thread *th, const step_args *s, float *out, "
+            f"size_t ld_out,\n    const float *q, size_t ldq, uint32_t layer)\n{{\n"
+            f"  llamac_attention_range(th, out, ld_out, q, ldq, s->tokens, cache_of(s, {self.group(cache)}), layer, "
+            f"{heads}, {cache.kv_heads}, {cache.head_dim},\n      {C_TYPES[cache.dtype.name]}, "
+            f"{c_float(scale)}, s->vision_start, s->vision_stop, s->sequence_of_token);\n}}\n"
         )
         if self.kernels.setdefault(name, body) != body:
             raise LlamacError("LLC0605", op.location, "layers scale their attention differently")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from llamac.analysis.memory import placement, value_bytes
 from llamac.errors import LlamacError
-from llamac.ir.graph import Op, Value, Weight
+from llamac.ir.graph import Graph, Op, Value, Weight
 from llamac.ir.layouts import format_of
 
-from .attention_emitters import AttentionEmitters
 from .frame import Place
 from .hazards import Hazards, Region
 from .literals import c_float, c_format
 from .routing_emitters import RoutingEmitters
+from .tile_emitters import TileEmitters
 
 
-class FunctionEmitter(AttentionEmitters, RoutingEmitters):
+class FunctionEmitter(TileEmitters, RoutingEmitters):
     """A C function, op by op."""
 
     def emit_embed_rows(self, op: Op) -> None:
@@ -134,6 +134,28 @@ class FunctionEmitter(AttentionEmitters, RoutingEmitters):
             [out],
         )
 
+    def emit_gated_add(self, op: Op) -> None:
+        x, residual, out = self.place(op.operands[0]), self.place(op.operands[1]), self.output(op)
+        ranges = "1, s->vision_start, s->vision_stop" if len(op.operands) > 3 else "0, NULL, NULL"
+        self.call(
+            f"llamac_gated_add(th, {out.pointer}, {out.stride}, {x.pointer}, {x.stride}, {residual.pointer}, "
+            f"{residual.stride}, {self.rows(op.result)}, {op.result.tensor.shape[-1]}, "
+            f"(const float *)({self.weight(op.operands[2])}), {ranges});",
+            list(op.operands[:2]),
+            [out],
+        )
+
+    def emit_merge_rows(self, op: Op) -> None:
+        x, image_rows = op.operands[0], op.operands[2]
+        if x.producer is None or x.producer.opcode != "embed_rows" or image_rows.name != "image_rows":
+            raise LlamacError("LLC0605", op.location, "pictures come in where tokens are embedded, and nowhere else")
+        place = self.in_place(op, x, op.result)
+        # No barrier: every thread writes over what it has itself embedded.
+        self.lines.append(
+            f"  llamac_merge_rows(th, {place.pointer}, {place.stride}, s->tokens, {op.result.tensor.shape[-1]}, "
+            "s->image_rows, s->image_embeddings);"
+        )
+
     def emit_select_rows(self, op: Op) -> None:
         x, out = self.place(op.operands[0]), self.output(op)
         self.call(
@@ -144,20 +166,30 @@ class FunctionEmitter(AttentionEmitters, RoutingEmitters):
         )
 
     def emit_call(self, op: Op) -> None:
-        callee = self.generator.module.graphs[str(op.attributes["callee"])]
+        callee = self.module.graphs[str(op.attributes["callee"])]
         weights = [v for v in op.operands if isinstance(v, Weight)]
         offsets = ", ".join(f"UINT64_C({self.generator.offset(w)})" for w in weights)
         hidden = self.place(op.operands[0])
+        carried = len(callee.outputs)
         extra = "".join(
             f", {self.place(v).pointer}"
-            for v, a in zip(op.operands[2:], callee.arguments[2:], strict=True)
+            for v, a in zip(op.operands[carried:], callee.arguments[carried:], strict=True)
             if not isinstance(v, Weight) and self._is_computed(a)
         )
         layer = op.attributes["layer"]
+        seen = "if (s->vision_start) " if only_adds_what_is_seen(callee) and not self.generator.trace else ""
         self.lines += [
             "  llamac_barrier(th);",
-            f"  {{ static const uint64_t w[] = {{{offsets}}};",
+            f"  {seen}{{ static const uint64_t w[] = {{{offsets}}};",
             f"    {callee.name}(th, s, {layer}, w, {hidden.pointer}{extra}); }}",
         ]
         self.places[op.results[0]] = hidden
         self.hazards = Hazards(everything=True)
+
+
+def only_adds_what_is_seen(graph: Graph) -> bool:
+    """Whether an outlined layer leaves every row that sees no vision token as it is: without any it need not run."""
+    value: Value = graph.outputs[0]
+    while value.producer is not None and value.producer.opcode == "gated_add" and len(value.producer.operands) > 3:
+        value = value.producer.operands[1]
+    return len(graph.outputs) == 1 and value is graph.arguments[0]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from llamac.analysis.memory import EXTERNAL, placement, strips, value_bytes
 from llamac.errors import LlamacError
 from llamac.ir.dims import Dim, evaluate
-from llamac.ir.graph import Graph, Op, Value, Weight
+from llamac.ir.dtypes import F32
+from llamac.ir.graph import Graph, Module, Op, Value, Weight
 from llamac.ir.printer import print_op
 from llamac.ir.types import TensorType
 
@@ -16,6 +17,10 @@ from .hazards import Hazards, Region
 
 if TYPE_CHECKING:
     from .codegen import Generator
+
+
+_C_TYPES = {"i8": "int8_t", "i32": "int32_t"}
+"""Element type -> that of a C pointer; every other one is a float."""
 
 
 @dataclass
@@ -32,6 +37,7 @@ class Frame:
     """What the methods of `emitters.FunctionEmitter` write into: lines, places of values, accesses since a barrier."""
 
     generator: Generator
+    module: Module
     graph: Graph
     lines: list[str] = field(default_factory=list)
     hazards: Hazards = field(default_factory=Hazards)
@@ -39,20 +45,20 @@ class Frame:
 
     def run(self) -> str:
         """The text of the whole function."""
-        self.is_step = self.graph.name == "step"
+        self.is_main = self.graph is self.module.main
         self.strips = strips(self.graph)
-        self.weights = [a for a in self.graph.arguments if not self.is_step and self._is_weight(a)]
+        self.weights = [a for a in self.graph.arguments if not self.is_main and self._is_weight(a)]
         self.graph.rename_values()
         for index, op in enumerate(self.graph.ops):
             self.lines.append(f"  /* {comment(op)} */")
             getattr(self, f"emit_{op.opcode}", self._unknown)(op)
-            if self.generator.trace and op.opcode != "call":
+            if self.generator.trace and op.opcode != "call" and self.arguments == "step_args":
                 self._trace(index, op)
         return "\n".join([*self._head(), *self.lines, "}", ""])
 
     def _trace(self, index: int, op: Op) -> None:
         """Hand out the results of an op once every thread has written its part, and before any goes on."""
-        layer = "NO_LAYER" if self.is_step else "layer"
+        layer = "NO_LAYER" if self.is_main else "layer"
         calls = [
             f'  llamac_trace(th, "{self.graph.name}", {index}, {number}, {layer}, {self.places[value].pointer}, '
             f"{self.places[value].stride});"
@@ -66,33 +72,55 @@ class Frame:
 
     def _is_weight(self, argument: Value) -> bool:
         index = self.graph.arguments.index(argument)
-        calls = [op for op in self.generator.module.step.ops if op.attributes.get("callee") == self.graph.name]
+        calls = [op for op in self.module.main.ops if op.attributes.get("callee") == self.graph.name]
         return all(isinstance(op.operands[index], Weight) for op in calls)
 
     def _head(self) -> list[str]:
-        if self.is_step:
-            return ["static void step(const llamac_thread *th, void *argument)\n{\n  const step_args *s = argument;"]
-        tensors = [a for a in self.graph.arguments[2:] if a not in self.weights and self._is_computed(a)]
-        extra = "".join(f", const float *{identifier(a)}" for a in tensors)
+        if self.is_main:
+            head = f"static void {self.graph.name}(const llamac_thread *th, void *argument)"
+            return [f"{head}\n{{\n  const {self.arguments} *s = argument;"]
+        given = self.graph.arguments[len(self.graph.outputs) :]
+        tensors = [a for a in given if a not in self.weights and self._is_computed(a)]
+        extra = "".join(f", const {_C_TYPES.get(a.tensor.dtype.name, 'float')} *{identifier(a)}" for a in tensors)
         return [
-            f"static __attribute__((noinline)) void {self.graph.name}(const llamac_thread *th, const step_args *s, "
-            f"uint32_t layer, const uint64_t *w,\n    float *hidden{extra})\n{{"
+            f"static __attribute__((noinline)) void {self.graph.name}(const llamac_thread *th, "
+            f"const {self.arguments} *s, uint32_t layer, const uint64_t *w,\n    float *hidden{extra})\n{{"
         ]
 
     def _is_computed(self, argument: Value) -> bool:
-        return isinstance(argument.type, TensorType) and argument.type.dtype.is_float
+        """Whether a function is handed this argument, rather than finding it among those of the main function."""
+        if not isinstance(argument.type, TensorType) or argument.type.dtype.is_float:
+            return isinstance(argument.type, TensorType)
+        calls = [op for op in self.module.main.ops if op.opcode == "call"]
+        callees = [self.module.graphs[str(op.attributes["callee"])].arguments for op in calls]
+        given = [op.operands[a.index(argument)] for op, a in zip(calls, callees, strict=True) if argument in a]
+        return any(value.producer is not None for value in given)
 
     # Where things are.
 
+    @property
+    def arguments(self) -> str:
+        """The C struct that the main function of this module is called with."""
+        return "step_args" if self.module.main.name == "step" else "image_args"
+
     def place(self, value: Value) -> Place:
         if value not in self.places:
-            self.places[value] = self._argument(value)
+            is_row = isinstance(value, Weight) or value in self.weights
+            self.places[value] = self._row_of_weights(value) if is_row else self._argument(value)
         return self.places[value]
+
+    def _row_of_weights(self, value: Value) -> Place:
+        """An f32 weight that is added as it is; one of rank 1 is the same for every row."""
+        if value.tensor.dtype is not F32:
+            raise LlamacError("LLC0605", value.name, f"the kernels add f32 weights, not {value.tensor.dtype}")
+        width = value.tensor.shape[1] if value.tensor.rank == 2 else 0
+        assert isinstance(width, int)
+        return Place(f"(const float *)({self.weight(value)})", width, None)
 
     def _argument(self, value: Value) -> Place:
         width = value.tensor.shape[-1]
         stride = width if isinstance(width, int) else 0
-        if value in self.graph.arguments and not self.is_step:
+        if value in self.graph.arguments and not self.is_main:
             index = self.graph.arguments.index(value)
             if index == 0:
                 return Place("hidden", stride, Region("hidden"))
@@ -106,7 +134,8 @@ class Frame:
         width = value.tensor.shape[-1] if value.tensor.rank > 1 else 1
         assert isinstance(width, int)
         if offset == EXTERNAL:
-            place = Place("s->logits", width, Region("logits"))
+            name = "logits" if self.arguments == "step_args" else "embeddings"
+            place = Place(f"s->{name}", width, Region(name))
         elif offset < 0:
             place = Place("hidden", width, Region("hidden"))
         else:
@@ -116,7 +145,7 @@ class Frame:
 
     def _in_arena(self, value: Value, offset: int, width: int) -> Place:
         tokens = self.generator.limits.max_tokens
-        ctype = {"i8": "int8_t", "i32": "int32_t"}.get(value.tensor.dtype.name, "float")
+        ctype = _C_TYPES.get(value.tensor.dtype.name, "float")
         whole = self.strips.get(value)
         if whole is None:
             pointer = self._name(value, ctype, f"s->arena + {offset}")
@@ -144,6 +173,10 @@ class Frame:
         dim = value.tensor.shape[0]
         if isinstance(dim, Dim) and str(dim) == "R":
             return "s->logit_count"
+        if isinstance(dim, int):
+            return str(dim)
+        if str(dim) == "M":
+            return "s->vision_tokens"
         slots = evaluate(dim, {"T": 1})
         return "s->tokens" if slots == 1 else f"s->tokens * {slots}"
 

@@ -14,9 +14,14 @@ class RoutingEmitters(Frame):
 
     def emit_route(self, op: Op) -> None:
         logits, outs = self.place(op.operands[0]), [self.output(op, i) for i in range(4)]
+        experts = op.operands[0].tensor.shape[1]
+        cache = op.attributes["cache"]
+        assert isinstance(cache, int)
+        before = sum(c.layers for c in self.generator.caches[:cache])
+        counted = f"s->expert_counts + (size_t)({before} + {op.attributes['layer']}) * EXPERTS"
         self.call(
-            f"llamac_route(th, {', '.join(p.pointer for p in outs)}, {logits.pointer}, {logits.stride}, "
-            f"{self.rows(op.operands[0])}, {op.operands[0].tensor.shape[1]}, {op.attributes['top_k']});",
+            f"llamac_route(th, {', '.join(p.pointer for p in outs)}, {counted}, {logits.pointer}, "
+            f"{logits.stride}, {self.rows(op.operands[0])}, {experts}, {op.attributes['top_k']});",
             [op.operands[0]],
             outs,
         )

@@ -35,7 +35,7 @@ CPU_FLAGS: dict[str, tuple[str, ...]] = {
 
 KERNEL_HEADERS: tuple[str, ...] = (
     "types.h", "pool.h", "linear_dense.h", "linear_grouped.h", "quantize_rows.h", "rms_norm.h", "embedding.h", "rope.h",
-    "attention.h", "elementwise.h", "heads.h", "routing.h",
+    "attention.h", "elementwise.h", "heads.h", "routing.h", "encoder.h", "tokens.h", "gated_add.h", "tiles.h",
 )  # fmt: skip
 """The kernel library in include order."""
 

@@ -12,15 +12,19 @@ from llamac.ir.types import CacheType, TensorType
 
 @dataclass(frozen=True)
 class StepShape:
-    """`tokens` new rows, `logit_rows` of which need logits, attending to `context` cached tokens each."""
+    """`tokens` new rows, `logit_rows` of which need logits, attending to `context` cached tokens each.
+
+    vision_tokens: those that each row attends to in layers that see pictures.
+    """
 
     tokens: int
     context: int
     logit_rows: int = 1
+    vision_tokens: int = 0
 
     @property
     def symbols(self) -> Mapping[str, int]:
-        return {"T": self.tokens, "R": self.logit_rows, "S": 1, "N": 1}
+        return {"T": self.tokens, "R": self.logit_rows, "S": 1, "N": 1, "M": 0}
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,19 @@ _FLOPS_PER_ELEMENT = {
     "scatter_routed": 1,
     "norm_heads": 3,
     "temper_heads": 1,
+    "gated_add": 2,
+    "layer_norm": 7,
+    "gelu": 30,
+    "cos_sin": 20,
+    "rope_pairs": 4,
+    "add_places": 2,
 }
 
 
 def module_cost(module: Module, shape: StepShape) -> dict[str, Cost]:
     """Cost of one step by opcode; ops of an outlined layer count once a call."""
     totals: dict[str, Cost] = {}
-    _add_graph(module, module.step, shape, totals)
+    _add_graph(module, module.main, shape, totals)
     return totals
 
 
@@ -83,11 +93,15 @@ def _add_graph(module: Module, graph: Graph, shape: StepShape, totals: dict[str,
 
 def op_cost(op: Op, shape: StepShape) -> Cost:
     """Cost of one op."""
-    if op.opcode in ("linear_dense", "linear_grouped"):
+    if op.opcode in ("linear_dense", "linear_biased", "linear_grouped"):
         return _linear(op, shape)
     if op.opcode in ("expert_linear_dense", "expert_linear_grouped"):
         return _expert_linear(op, shape)
-    if op.opcode == "attend":
+    if op.opcode == "attend_tokens":
+        tokens = evaluate(op.result.tensor.shape[0], shape.symbols)
+        moved = sum(_bytes(v, shape) for v in (*op.operands, *op.results))
+        return Cost(4 * tokens * tokens * _integer(op, "heads") * _integer(op, "head_dim"), 0, 0, moved)
+    if op.opcode in ("attend", "attend_range"):
         return _attend(op, shape)
     if op.opcode in ("rope_append", "append"):
         return _append(op, shape)
@@ -120,6 +134,7 @@ def _expert_linear(op: Op, shape: StepShape) -> Cost:
 def _attend(op: Op, shape: StepShape) -> Cost:
     cache, heads = op.operands[1].cache, _integer(op, "heads")
     context = min(shape.context, cache.chunk) if cache.chunk else shape.context
+    context = shape.vision_tokens if cache.cross else context
     keys = shape.tokens * context
     row_bytes = 2 * cache.kv_heads * cache.head_dim * cache.dtype.bits // 8
     moved = _bytes(op.operands[0], shape) + _bytes(op.results[0], shape)

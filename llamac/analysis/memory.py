@@ -12,10 +12,10 @@ EXTERNAL = -1000
 
 
 def value_bytes(value: Value, tokens: int) -> int:
-    """Bytes of a tensor, rounded up to the alignment, when a step has `tokens` rows."""
+    """Bytes of a tensor, rounded up to the alignment, when a step has `tokens` rows, or a picture vision tokens."""
     size = value.tensor.dtype.bits // 8
     for dim in value.tensor.shape:
-        size *= evaluate(dim, {"T": tokens, "R": tokens})
+        size *= evaluate(dim, {"T": tokens, "R": tokens, "M": tokens})
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 

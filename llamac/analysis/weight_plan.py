@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llamac.ir.graph import Module, Weight
+from llamac.ir.dims import evaluate
+from llamac.ir.graph import Module, Op, Value, Weight
 
 ALIGNMENT = 64
 
@@ -20,10 +22,10 @@ class PlacedWeight:
     shape: tuple[int, ...]
 
 
-def plan_weights(module: Module) -> list[PlacedWeight]:
-    """Every weight that an op uses, in order of first use in the step, each 64-byte aligned."""
+def plan_weights(*modules: Module) -> list[PlacedWeight]:
+    """Every weight that an op of a main graph uses, in order of first use, module by module, each 64-byte aligned."""
     seen: dict[Weight, None] = {}
-    for op in module.step.ops:
+    for op in (op for module in modules for op in module.main.ops):
         for operand in op.operands:
             if isinstance(operand, Weight):
                 seen[operand] = None
@@ -58,9 +60,39 @@ def _stored(weight: Weight) -> tuple[str, tuple[int, ...]]:
 
 
 def bytes_per_token(module: Module, placed: list[PlacedWeight]) -> int:
-    """Weight bytes that a decode step of one token reads: all, but one row of a table that is only looked up."""
+    """Weight bytes that a decode step of one token reads; `placed` may hold those of other modules too.
+
+    All of the module's, but one row of a table that is only looked up, and of a stack of experts only those that are
+    chosen.
+    """
     total = 0
     for item in placed:
-        looked_up = all(op.opcode == "embed_rows" for op in item.weight.users)
-        total += item.nbytes // max(item.shape[0], 1) if looked_up else item.nbytes
+        if module.weights.get(item.weight.name) is not item.weight:
+            continue
+        users = list(_users(module, item.weight))
+        if all(op.opcode == "embed_rows" for op in users):
+            total += item.nbytes // max(item.shape[0], 1)
+        elif all(op.opcode.startswith("expert_linear") for op in users):
+            total += max(_chosen_bytes(op, item.nbytes) for op in users)
+        else:
+            total += item.nbytes
     return total
+
+
+def _users(module: Module, value: Value) -> Iterator[Op]:
+    """The ops that read a weight, inside the functions it is handed to."""
+    for op in value.users:
+        if op.opcode != "call":
+            yield op
+            continue
+        callee = module.graphs[str(op.attributes["callee"])]
+        for argument, operand in zip(callee.arguments, op.operands, strict=True):
+            if operand is value:
+                yield from _users(module, argument)
+
+
+def _chosen_bytes(op: Op, nbytes: int) -> int:
+    """Bytes of the experts that one token chooses."""
+    experts, chosen = op.attributes["experts"], evaluate(op.results[0].tensor.shape[0], {"T": 1})
+    assert isinstance(experts, int)
+    return nbytes * min(chosen, experts) // experts

@@ -52,6 +52,7 @@ SCHEMA: tuple[Key, ...] = (
     Key("model.config", "object", "every field of the model's configuration"),
     Key("model.context_length", "integer", "longest sequence in tokens"),
     Key("model.vocab_size", "integer", "number of token ids"),
+    Key("model.token_ids", "integer", "ids that a prompt may hold, where some of them have no logit", True),
     Key("quantization", "text", "the scheme asked for: keep, f32, bf16, fp8, int8, int4, with its options"),
     Key("passes", "list", "the passes that ran, in order"),
     Key("passes[]", "object", "one pass"),
@@ -84,13 +85,28 @@ SCHEMA: tuple[Key, ...] = (
     Key("weights[].tensors[].shape", "list", "logical shape, before packing"),
     Key("weights[].tensors[].shape[]", "integer", "one dimension"),
     Key("ir", "text?", "member with the kernel-level IR that the code was generated from", optional=True),
+    Key("image", "object", "the image encoder, where the model has one", optional=True),
+    Key("image.ir", "text", "member with its kernel-level IR"),
+    Key("image.pixels", "list", "tiles, channels, height and width of what one pass takes"),
+    Key("image.pixels[]", "integer", "one dimension"),
+    Key("image.embeddings", "list", "rows and width of what one pass gives"),
+    Key("image.embeddings[]", "integer", "one dimension"),
+    Key("image.joint", "flag", "whether a pass takes all tiles of a picture, which need an aspect ratio"),
+    Key("image.passes", "list", "its passes, as passes has them"),
     Key("memory", "object", "the memory plan"),
     Key("memory.arena_bytes", "integer", "scratch memory of one step"),
     Key("memory.kv_page_tokens", "integer", "tokens in a page of the key-value cache"),
     Key("memory.caches", "list", "the key-value cache, one entry for each kind of attention layer"),
     Key("memory.caches[]", "object", "one kind"),
+    Key(
+        "memory.caches[].kind",
+        "text",
+        "full, chunk, or cross, which holds vision tokens; chunk tells the first two apart",
+        True,
+    ),
     Key("memory.caches[].chunk", "integer", "positions that a row sees, those of its own block; 0: all before it"),
-    Key("memory.caches[].layers", "integer", "how many layers"),
+    Key("memory.caches[].layers", "list", "the layers, in the order in which they lie in a page"),
+    Key("memory.caches[].layers[]", "integer", "the number of a layer"),
     Key("memory.caches[].page_bytes", "integer", "bytes of a page, these layers together"),
     Key("memory.kv_dtype", "text", "number format of the key-value cache"),
     Key("memory.max_step_tokens", "integer", "most tokens in one step"),
@@ -98,10 +114,10 @@ SCHEMA: tuple[Key, ...] = (
     Key("memory.weight_bytes_per_token", "integer", "bytes of weights read to decode one token"),
     Key("memory.logits_bytes", "integer", "bytes of one row of logits"),
     Key("tokenizer", "object?", "the tokenizer, null when the artifact takes and gives token ids only"),
-    Key("tokenizer.kind", "text", "tokenizer.json, tiktoken or gguf-bpe"),
+    Key("tokenizer.kind", "text", "tokenizer.json, tiktoken, gguf-bpe or gguf-spm"),
     Key("tokenizer.files", "object", "its files: file name -> member"),
     Key("tokenizer.files{}", "text", "member that holds the file"),
-    Key("tokenizer.info", "object", "special tokens and settings its files leave out"),
+    Key("tokenizer.info", "object", "special tokens, chat format and settings that its files leave out"),
     Key("chat_template", "text?", "member that holds the Jinja template, null when the model has none"),
     Key("generation", "object", "how text starts and stops"),
     Key("generation.bos_id", "integer?", "id of the token a sequence begins with"),
@@ -264,6 +280,7 @@ def _check_members(manifest: Manifest, where: str) -> None:
 def _check_references(manifest: Manifest, where: str) -> None:
     """Everything that names a member or a layout names one that exists."""
     named: list[tuple[str, str | None]] = [("chat_template", manifest["chat_template"]), ("ir", manifest.get("ir"))]
+    named += [("image.ir", manifest["image"]["ir"])] if "image" in manifest else []
     for index, target in enumerate(manifest["targets"]):
         named += [(f"targets[{index}].{key}", target[key]) for key in ("code", "source")]
     for index, entry in enumerate(manifest["weights"]):

@@ -31,6 +31,7 @@ def command(artifact: str, prompt_tokens: int, new_tokens: int, repeats: int, as
     One untimed run comes first. Then every repeat is a prefill of P tokens and a greedy decode to N, between two plain
     multi-threaded reads of 512 MB; figures are medians over the repeats, which --json lists one by one. Decoding reads
     weight_bytes_per_token for each token, so its fraction of the read bandwidth says how much is left to gain.
+    For mixtures of experts, tokens_per_expert lists how many tokens each expert of each layer got over all runs.
     peak_rss_bytes is taken before the buffer for that reading is made; mapped weights count in it.
     """
     with open_model(artifact, values) as model:
@@ -61,6 +62,7 @@ def _measure(model: Model, prompt_tokens: int, new_tokens: int, repeats: int) ->
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "repeats": [_row_json(row, prompt_tokens) for row in rows],
+        "tokens_per_expert": {str(layer): counts for layer, counts in model.expert_counts().items()},
     }
 
 
@@ -108,3 +110,6 @@ def _print_text(result: dict[str, Any]) -> None:
         )
     click.echo(f"  plain memory read    {result['read_bandwidth_gb_per_s']:10.2f} GB/s")
     click.echo(f"  peak memory          {human_bytes(result['peak_rss_bytes']):>10}")
+    for layer, counts in result["tokens_per_expert"].items():
+        share = max(counts) / sum(counts)
+        click.echo(f"  layer {layer} experts    {len(counts)}, the busiest got {share:.0%} of {sum(counts)} choices")

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from llamac.errors import LlamacError
 
-from .options import generate_options, loading_options, open_model, sampling_options
+from .answers import print_call, print_events, print_pieces
+from .options import chat_options, generate_options, loading_options, open_model, read_tools_file, sampling_options
 
 if TYPE_CHECKING:
     from llamac.runtime.conversation import Conversation
 
-HELP = "/reset forgets the conversation · /exit or Ctrl-D leaves · Ctrl-C stops an answer"
+Item = TypeVar("Item")
+HELP = (
+    "/reset forgets the conversation · /image FILE shows a picture with the next message · "
+    "/tool RESULT answers a call · /exit or Ctrl-D leaves · Ctrl-C stops an answer"
+)
+TOOL, IMAGE = "/tool ", "/image "
 
 
 @click.command("chat")
 @click.argument("artifact")
 @click.option("--system", metavar="TEXT", help="A system message: how the model should behave.")
+@click.option(
+    "--images", type=int, default=4, show_default=True, metavar="N",
+    help="Room for N pictures at a time, in models that keep them in a cache of their own.",
+)  # fmt: skip
+@chat_options
 @sampling_options
 @loading_options
-def command(artifact: str, system: str | None, **values: Any) -> None:
+def command(
+    artifact: str, system: str | None, images: int, tools: str | None, chat_format: str | None, **values: Any
+) -> None:
     """Talk with the model in ARTIFACT.
 
     \b
@@ -31,11 +45,15 @@ def command(artifact: str, system: str | None, **values: Any) -> None:
 
     Each line is a message; answers stream to stdout. In a terminal: /reset forgets the conversation, /exit or
     Ctrl-D leaves, Ctrl-C stops an answer. The conversation's cache is kept, so a turn costs only its own tokens.
+    With --tools the model's calls appear as lines of JSON, and /tool RESULT gives it what a tool answered. /image FILE
+    shows the model a picture with the message that follows.
     """
-    with open_model(artifact, values) as model:
+    with open_model(artifact, values, images) as model:
         from llamac.runtime.conversation import Conversation
 
-        conversation = Conversation(model, system, **generate_options(values))
+        offered = read_tools_file(tools)
+        options = generate_options(values)
+        conversation = Conversation(model, system, tools=offered, chat_format=chat_format, **options)
         if sys.stdin.isatty():
             _talk(conversation, model.name)
         else:
@@ -73,7 +91,10 @@ def _turn(conversation: Conversation, line: str, interactive: bool = False) -> b
             click.echo(HELP, err=True)
             return True
     try:
-        _answer(conversation, line)
+        if line.startswith(IMAGE):
+            _attach(conversation, line.removeprefix(IMAGE).strip())
+        else:
+            _answer(conversation, line)
     except LlamacError as error:
         if not interactive:
             raise
@@ -81,15 +102,32 @@ def _turn(conversation: Conversation, line: str, interactive: bool = False) -> b
     return True
 
 
+def _attach(conversation: Conversation, path: str) -> None:
+    tiles = conversation.attach(path).tiles
+    click.echo(f"[{path}: {tiles.rows} x {tiles.columns} tiles, for the next message]", err=True)
+
+
 def _answer(conversation: Conversation, line: str) -> None:
-    stream = conversation.say(line)
+    if conversation.offers_tools or line.startswith(TOOL):
+        result = line.removeprefix(TOOL)
+        message = {"role": "tool" if line.startswith(TOOL) else "user", "content": result}
+        _interruptible(conversation.send(message), print_events)
+    else:
+        _interruptible(conversation.say(line), print_pieces)
+    last = conversation.last
+    if last is None:
+        return
+    if not conversation.offers_tools:  # a tag tells a call from text even where no tools were offered
+        for call in last.tool_calls:
+            if call.tagged:
+                print_call(call)
+    if last.stop_reason in ("length", "context"):
+        click.echo(f"[ended by {last.stop_reason}]", err=True)
+
+
+def _interruptible(stream: Generator[Item, None, None], show: Callable[[Iterable[Item]], None]) -> None:
     try:
-        for piece in stream:
-            click.echo(piece, nl=False)
-            sys.stdout.flush()
+        show(stream)
     except KeyboardInterrupt:
         stream.close()
-        click.echo(" [stopped]", err=True, nl=False)
-    click.echo()
-    if conversation.last is not None and conversation.last.stop_reason in ("length", "context"):
-        click.echo(f"[ended by {conversation.last.stop_reason}]", err=True)
+        click.echo(" [stopped]", err=True)

@@ -15,6 +15,10 @@ UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 SHORTENED_LEDGER_ROWS = 20
 
 
+LONGEST_LIST = 24
+"""Entries of a list in the config that are printed one by one."""
+
+
 @click.command("inspect")
 @click.argument("artifact")
 @click.option("--members", is_flag=True, help="Also list every member of the file with its size and hash.")
@@ -73,9 +77,20 @@ def _model(manifest: Manifest, size: int) -> Iterable[str]:
             ("context", f"{model['context_length']:,} tokens, vocabulary {model['vocab_size']:,}"),
             ("quantization", manifest["quantization"]),
             ("config", config),
+            *((key, _fields(value)) for key, value in model["config"].items() if isinstance(value, dict)),
             ("file", f"{human_bytes(size)}, made by {manifest['producer']}, schema {manifest['schema']}"),
         ]
     )
+
+
+def _fields(part: Mapping[str, Any]) -> str:
+    """A nested part of the config on one line; long lists by their length."""
+    shown = []
+    for key, value in part.items():
+        if isinstance(value, list):
+            value = " ".join(map(str, value)) if len(value) <= LONGEST_LIST else f"({len(value)} values)"
+        shown.append(f"{key} {value}")
+    return ", ".join(shown)
 
 
 def _options(row: Mapping[str, Any]) -> str:
@@ -104,7 +119,8 @@ def _memory(manifest: Manifest) -> Iterable[str]:
     memory = manifest["memory"]
     context = manifest["model"]["context_length"]
     size = memory["kv_page_tokens"]
-    caches = [_cache(row, context, size, memory["max_step_tokens"]) for row in memory["caches"]]
+    picture = _largest_picture(manifest)
+    caches = [_cache(row, context, size, memory["max_step_tokens"], picture) for row in memory["caches"]]
     return _table(
         [
             ("weights", f"{human_bytes(memory['weight_bytes'])}, mapped from the file"),
@@ -116,14 +132,33 @@ def _memory(manifest: Manifest) -> Iterable[str]:
     )
 
 
-def _cache(row: dict[str, Any], context: int, size: int, step_tokens: int) -> tuple[str, str]:
-    """The cache of one kind of layer, at a full context."""
+def _largest_picture(manifest: Manifest) -> int:
+    """Vision tokens of the largest picture, in models that keep them in a cache; else 0."""
+    from llamac.runtime.images.settings import settings_of_model
+
+    if not any(row.get("kind") == "cross" for row in manifest["memory"]["caches"]):
+        return 0
+    settings = settings_of_model(manifest["model"]["config"].get("vision") or {})
+    return settings.most_tiles * settings.tile_tokens
+
+
+def _cache(row: dict[str, Any], context: int, size: int, step_tokens: int, picture: int) -> tuple[str, str]:
+    """The cache of one kind of layer, at a full context or for one picture."""
     from llamac.runtime.kv import PagePool
 
+    if row.get("kind") == "cross":
+        pages = -(-picture // size)
+        held = f"{human_bytes(pages * row['page_bytes'])} ({pages} pages of {human_bytes(row['page_bytes'])})"
+        return "", f"{held} for each picture of {picture} vision tokens, in {len(row['layers'])} layers which see those"
     pages = PagePool(0, size, row["chunk"], step_tokens).pages_for(context)
     seen = f"which see blocks of {row['chunk']} tokens" if row["chunk"] else "which see everything"
     total = human_bytes(pages * row["page_bytes"])
-    return "", f"{total} ({pages} pages of {human_bytes(row['page_bytes'])}) for {row['layers']} layers {seen}"
+    return "", f"{total} ({pages} pages of {human_bytes(row['page_bytes'])}) for {len(row['layers'])} layers {seen}"
+
+
+def _own_format(tokenizer: Mapping[str, Any] | None) -> str:
+    name = tokenizer["info"].get("chat_format") if tokenizer else None
+    return f"none; the built-in format {name}" if name else "none"
 
 
 def _text(manifest: Manifest) -> Iterable[str]:
@@ -135,7 +170,7 @@ def _text(manifest: Manifest) -> Iterable[str]:
     return _table(
         [
             ("tokenizer", tokenizer["kind"] if tokenizer else "none: ids in, ids out"),
-            ("chat template", "yes" if manifest["chat_template"] else "none"),
+            ("chat template", "yes" if manifest["chat_template"] else _own_format(tokenizer)),
             ("begin id", begin),
             ("stop ids", "; ".join(stops) or "none"),
             ("sampling defaults", defaults or "greedy"),

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 @click.option(
     "--from", "source", metavar="SRC", help="Capture this model (as `llamac compile` takes it) instead of FILE."
 )
+@click.option(
+    "--from-torch", "factory", metavar="PKG.MODULE:FUNCTION", help="Capture the torch module that this makes instead."
+)
 @click.option("--random-weights", type=int, metavar="SEED", help="For --from with a preset. The weights are not read.")
 @click.option("--passes", "text", metavar="TEXT", help='Passes in order, such as "fuse-gqa,quantize-int4{group=64}".')
 @click.option("--pipeline", metavar="TARGET", help="The passes that `llamac compile --target TARGET` runs.")
@@ -48,9 +51,12 @@ def command(file: str | None, source: str | None, **options: Any) -> None:
       llamac opt layer.ir --passes "fuse-gqa,dedupe-ops" --stats
       llamac opt --from llama-3.1-405b --random-weights 1 --pipeline cpu --time-passes > 405b.ir
     """
-    if (file is None) == (source is None):
-        raise LlamacError("LLC0101", "llamac opt", "needs either FILE or --from SRC", "see llamac opt --help")
-    text, name, counts = _input(file, source, options["random_weights"])
+    factory = options["factory"]
+    if sum(given is not None for given in (file, source, factory)) != 1:
+        reason = "needs one of FILE, --from SRC and --from-torch PKG.MODULE:FUNCTION"
+        raise LlamacError("LLC0101", "llamac opt", reason, "see llamac opt --help")
+    opened = _from_torch(factory) if factory is not None else _input(file, source, options["random_weights"])
+    text, name, counts = opened
     steps = _steps(options, counts)
     from llamac.transform.opt import check_diagnostics, optimize_text, split_input
 
@@ -84,6 +90,16 @@ def _input(file: str | None, source: str | None, seed: int | None) -> tuple[str,
         raise LlamacError(
             "LLC0101", file, f"cannot be read: {error}", "name a file of IR text, or - for stdin"
         ) from None
+
+
+def _from_torch(factory: str) -> tuple[str, str, LayerCounts | None]:
+    """The captured graph of a torch module, as `llamac compile --from torch` takes it."""
+    from llamac.ir.printer import print_module
+    from llamac.layer_kinds import layer_counts
+    from llamac.models.capture.factory import open_torch
+
+    captured = open_torch(factory)
+    return print_module(captured.fresh()), factory, layer_counts(captured.checkpoint.config)
 
 
 def _steps(options: dict[str, Any], counts: LayerCounts | None) -> list[Step]:

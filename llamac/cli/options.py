@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from llamac.errors import LlamacError
+
 if TYPE_CHECKING:
     from llamac.runtime.model import GenerateOptions, Model
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+TOOLS_HINT = 'give a file like [{"name": "get_weather", "description": "...", "parameters": {...}}, "brave_search"]'
 
 _LOADING = (
     click.option("--threads", type=int, metavar="N", help="CPU threads. [default: one per usable core]"),
@@ -30,6 +33,11 @@ _SAMPLING = (
     click.option("--repetition-penalty", type=float, metavar="R", help="Above 1 avoids what was said; 1 is off."),
     click.option("--seed", type=int, metavar="SEED", help="The same seed draws the same tokens."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times."),
+)
+
+_CHAT = (
+    click.option("--tools", metavar="FILE", help="Tools the model may call: a JSON list of functions and names."),
+    click.option("--chat-format", metavar="NAME", help="A built-in chat format instead of the model's template."),
 )
 
 GENERATION_NAMES = frozenset(
@@ -76,6 +84,29 @@ def sampling_options(command: Command) -> Command:
     return command
 
 
+def chat_options(command: Command) -> Command:
+    """`--tools --chat-format`."""
+    for option in reversed(_CHAT):
+        command = option(command)
+    return command
+
+
+def read_tools_file(path: str | None) -> list[Any] | None:
+    """The list in a `--tools` file; LLC0101 when it is no JSON list."""
+    if path is None:
+        return None
+    import json
+    from pathlib import Path
+
+    try:
+        tools = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise LlamacError("LLC0101", "--tools", f"{path} cannot be read ({error})", TOOLS_HINT) from None
+    if not isinstance(tools, list):
+        raise LlamacError("LLC0101", "--tools", f"{path} holds no list", TOOLS_HINT)
+    return tools
+
+
 def generate_options(values: Mapping[str, Any]) -> GenerateOptions:
     """The keyword arguments of `Model.generate` among a verb's options."""
     options: GenerateOptions = {}
@@ -84,8 +115,11 @@ def generate_options(values: Mapping[str, Any]) -> GenerateOptions:
     return options
 
 
-def open_model(artifact: str, values: Mapping[str, Any]) -> Model:
-    """Load an artifact as a verb's loading options say, with a progress bar on stderr while all bytes are hashed."""
+def open_model(artifact: str, values: Mapping[str, Any], images: int = 1) -> Model:
+    """Load an artifact as a verb's loading options say, with a progress bar on stderr while all bytes are hashed.
+
+    images: how many pictures a sequence has room for.
+    """
     from llamac.runtime.loader import load
 
     with byte_progress("checking", values["check"]) as progress:
@@ -95,6 +129,7 @@ def open_model(artifact: str, values: Mapping[str, Any]) -> Model:
             target=values["target"],
             context=values["context"],
             check="full" if values["check"] else "load",
+            images=max(images, 1),
             progress=progress,
         )
 

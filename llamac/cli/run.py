@@ -9,7 +9,17 @@ import click
 
 from llamac.errors import LlamacError
 
-from .options import generate_options, json_option, loading_options, open_model, print_json, sampling_options
+from .answers import print_events, print_pieces
+from .options import (
+    chat_options,
+    generate_options,
+    json_option,
+    loading_options,
+    open_model,
+    print_json,
+    read_tools_file,
+    sampling_options,
+)
 
 if TYPE_CHECKING:
     from llamac.runtime.generation import Generation
@@ -24,6 +34,10 @@ if TYPE_CHECKING:
     "--chat", "as_chat", is_flag=True, help="Send the prompt as a user's message, in the model's chat format."
 )
 @click.option("--system", metavar="TEXT", help="With --chat: a system message before it.")
+@click.option(
+    "--image", "images", multiple=True, metavar="FILE", help="A picture for the prompt; may be given several times."
+)
+@chat_options
 @sampling_options
 @click.option(
     "--logprobs", type=int, metavar="N", help="With --json: log-probabilities, with the N likeliest each time."
@@ -39,19 +53,26 @@ def command(artifact: str, as_json: bool, quiet: bool, **values: Any) -> None:
     \b
       llamac run m.llamac --prompt "The capital of France is" --max-new-tokens 20
       llamac run m.llamac --chat --prompt "Why is the sky blue?" --temperature 0.7 --seed 1
+      llamac run m.llamac --chat --tools tools.json --prompt "What is the weather in Oslo?"
+      llamac run m.llamac --chat --image cat.jpg --prompt "What is in this picture?"
       cat letter.txt | llamac run m.llamac --prompt - --json
 
     The text appears on stdout as it is written. With --json one object is printed at the end: text, prompt_ids,
-    token_ids, stop_reason (stop_id, stop_string, length or context), logprobs, timings. A prompt longer than the
+    token_ids, stop_reason (stop_id, stop_string, length or context), tool_calls, logprobs, timings. With --tools each
+    call that the model makes is a line of JSON on stdout; llamac executes none of them. Pictures stand in front of the
+    text, or where a prompt without --chat has <|image|>. A prompt longer than the
     context is an error; nothing is cut off. Running an artifact runs the code in it: run what you trust.
     """
     prompt = _read_prompt(values)
-    with open_model(artifact, values) as model:
+    with open_model(artifact, values, len(values["images"])) as model:
         stream = _start(model, prompt, values)
         if as_json:
             _print_json(model, stream.outcome)
         else:
-            _print_stream(stream, model.manifest["tokenizer"] is not None)
+            if values["tools"] is None:
+                _print_stream(stream, model.manifest["tokenizer"] is not None)
+            else:
+                print_events(stream.events())
             if not quiet:
                 click.echo(_speed_line(stream.outcome, model.load_seconds), err=True)
 
@@ -62,8 +83,10 @@ def _read_prompt(values: dict[str, Any]) -> str | list[int]:
         raise LlamacError(
             "LLC0102", "prompt", "give exactly one of --prompt and --prompt-ids", "--prompt - reads stdin"
         )
-    if values["system"] is not None and not values["as_chat"]:
-        raise LlamacError("LLC0101", "--system", "a system message needs --chat", "add --chat")
+    for option in ("system", "tools", "chat_format"):
+        if values[option] is not None and not values["as_chat"]:
+            name = f"--{option.replace('_', '-')}"
+            raise LlamacError("LLC0101", name, f"{name} needs --chat", "add --chat")
     if ids is not None:
         if values["as_chat"]:
             raise LlamacError("LLC0101", "--chat", "a chat message is text, not ids", "give it with --prompt")
@@ -89,21 +112,21 @@ def _read_stdin() -> str:
 def _start(model: Model, prompt: str | list[int], values: dict[str, Any]) -> TextStream:
     options = generate_options(values)
     if not values["as_chat"]:
-        return model.stream(prompt, **options)
-    messages = [{"role": "user", "content": prompt}]
+        return model.stream(prompt, images=values["images"], **options)
+    shown = [{"type": "image", "path": path} for path in values["images"]]
+    content = [*shown, {"type": "text", "text": prompt}] if shown else prompt
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if values["system"] is not None:
         messages.insert(0, {"role": "system", "content": values["system"]})
-    return model.stream_chat(messages, **options)
+    tools = read_tools_file(values["tools"])
+    return model.stream_chat(messages, tools=tools, chat_format=values["chat_format"], **options)
 
 
 def _print_stream(stream: TextStream, has_text: bool) -> None:
     if not has_text:
         click.echo(" ".join(map(str, stream.outcome.token_ids)))
-        return
-    for piece in stream:
-        click.echo(piece, nl=False)
-        sys.stdout.flush()
-    click.echo()
+    else:
+        print_pieces(stream)
 
 
 def _print_json(model: Model, outcome: Generation) -> None:

@@ -188,6 +188,8 @@ def check_type(type: Type) -> None:
             raise OpError(f"{type} has a negative dimension")
     elif min(type.layers, type.kv_heads, type.head_dim, type.page) < 1 or type.chunk < 0 or not type.dtype.is_float:
         raise OpError(f"{type} must hold a positive number of floats")
+    elif type.chunk and type.cross:
+        raise OpError(f"{type} cannot have chunks: vision tokens are seen by ranges")
 
 
 def _is_int(value: Attribute) -> bool:

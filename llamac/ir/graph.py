@@ -218,6 +218,11 @@ class Module:
         """The main graph, `@step`."""
         return self.graphs["step"]
 
+    @property
+    def main(self) -> Graph:
+        """The graph that the others are parts of: `@step`, or `@encode_image` of an image encoder."""
+        return self.graphs["step" if "step" in self.graphs else "encode_image"]
+
     def ops(self) -> Iterator[tuple[Graph, Op]]:
         """Every op of every graph, in order."""
         for graph in self.graphs.values():

@@ -366,12 +366,16 @@ class _Parser:
         self.expect("<")
         layers, kv_heads, head_dim, page = map(self._number, ("layers", "kv_heads", "head_dim", "page"))
         chunk = self._number("chunk") if self.peek("chunk") else 0
+        is_cross = self.peek("cross")
+        if is_cross:
+            self.expect("cross")
+            self.expect(",")
         dtype = self.expect_kind("word")
         if dtype not in DTYPES:
             self.index -= 1
             self.fail(f"unknown dtype '{dtype}'{did_you_mean(dtype, DTYPES)}")
         self.expect(">")
-        found = CacheType(layers, kv_heads, head_dim, page, DTYPES[dtype], chunk)
+        found = CacheType(layers, kv_heads, head_dim, page, DTYPES[dtype], chunk, is_cross)
         try:
             check_type(found)
         except OpError as error:

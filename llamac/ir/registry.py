@@ -13,6 +13,9 @@ from .ops import (
     arithmetic,
     attention,
     cache_ops,
+    cross_attention,
+    encoder_kernels,
+    encoder_ops,
     expert_kernels,
     indexing,
     linear,
@@ -23,6 +26,7 @@ from .ops import (
     routing,
     shapes,
     temperature,
+    tile_ops,
     vision_ops,
     weights,
 )
@@ -44,6 +48,10 @@ _FAMILIES = (
     weights,
     packed_weights,
     cache_ops,
+    cross_attention,
+    encoder_ops,
+    encoder_kernels,
+    tile_ops,
 )
 
 

@@ -46,6 +46,7 @@ class CacheType:
     """The paged key/value cache of one kind of layer: pages of `page` tokens, each holding K and V of every layer.
 
     chunk: a row sees only the block of `chunk` positions that its own lies in; 0: everything before it.
+    cross: it holds vision tokens, of which each row sees a range of its own; positions count those.
     """
 
     layers: int
@@ -54,13 +55,19 @@ class CacheType:
     page: int
     dtype: DType
     chunk: int = 0
+    cross: bool = False
 
     def __str__(self) -> str:
-        chunk = f"chunk = {self.chunk}, " if self.chunk else ""
+        kind = "cross, " if self.cross else f"chunk = {self.chunk}, " if self.chunk else ""
         return (
             f"kv_cache<layers = {self.layers}, kv_heads = {self.kv_heads}, head_dim = {self.head_dim}, "
-            f"page = {self.page}, {chunk}{self.dtype.name}>"
+            f"page = {self.page}, {kind}{self.dtype.name}>"
         )
+
+    @property
+    def kind(self) -> str:
+        """What its rows see: "full", "chunk" or "cross"."""
+        return "cross" if self.cross else "chunk" if self.chunk else "full"
 
     def first_visible(self, position: int) -> int:
         """The first position that a row at `position` sees."""

@@ -82,7 +82,7 @@ def kv_groups(
         groups.append(KvGroup("chunked", chunked, heads, config.head_dim, dtype, kept, PAGE))
     if config.cross_layers and isinstance(config.vision, MllamaVision) and images:
         tokens = images * config.vision.max_tiles * config.vision.tile_tokens
-        groups.append(KvGroup("cross", len(config.cross_layers), heads, config.head_dim, dtype, tokens, 1))
+        groups.append(KvGroup("cross", len(config.cross_layers), heads, config.head_dim, dtype, tokens, PAGE))
     return tuple(groups)
 
 

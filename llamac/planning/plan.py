@@ -19,6 +19,7 @@ from .weights import (
     Part,
     active_parameters,
     bytes_by_role,
+    counted_image_parts,
     parameters_by_role,
     read_bytes,
     weight_parts,
@@ -38,25 +39,32 @@ class Subject:
     encodings: Mapping[str, str]
     stored: Mapping[str, int] = field(default_factory=dict)
     _parts: dict[tuple[Quantization, int], tuple[Part, ...]] = field(default_factory=dict)
+    _counted: dict[tuple[Quantization, int], tuple[Part, ...]] = field(default_factory=dict)
     _arenas: dict[tuple[Quantization, int], Arena] = field(default_factory=dict)
 
-    def parts(self, quantization: Quantization, tp: int) -> tuple[Part, ...]:
-        """The weights on one of `tp` devices."""
-        key = (quantization, tp)
+    def parts(self, request: Request, machine: Machine) -> tuple[Part, ...]:
+        """The weights on one device."""
+        key = (request.quantization, request.tp)
         if key not in self._parts:
-            self._parts[key] = weight_parts(self.config, self.encodings, quantization, tp)
-        return self._parts[key]
+            self._parts[key] = weight_parts(self.config, self.encodings, *key)
+        return (*self._parts[key], *self.arena(request, machine).image_parts)
 
     def arena(self, request: Request, machine: Machine) -> Arena:
-        """The arena on one device: the compiler's own on a CPU, an estimate elsewhere."""
+        """The arena on one device, and the weights of the image side: the compiler's own on a CPU, else estimates."""
         steps = request.max_step_tokens
         if machine.is_gpu:
             reason = "no backend plans memory for this target yet"
-            return Arena(estimate_arena(self.config, steps, request.tp), reason)
+            return Arena(estimate_arena(self.config, steps, request.tp), self._image_parts(request), reason)
         key = (request.quantization, steps)
         if key not in self._arenas:
             self._arenas[key] = plan_arena(self.config, self.encodings, request.quantization, steps)
         return self._arenas[key]
+
+    def _image_parts(self, request: Request) -> tuple[Part, ...]:
+        key = (request.quantization, request.tp)
+        if key not in self._counted:
+            self._counted[key] = counted_image_parts(self.config, self.encodings, *key)
+        return self._counted[key]
 
 
 @dataclass(frozen=True)
@@ -113,14 +121,14 @@ class Plan:
     @property
     def parts(self) -> tuple[Part, ...]:
         """The weights on one device."""
-        return self.subject.parts(self.request.quantization, self.request.tp)
+        return self.subject.parts(self.request, self.machine)
 
 
 def make_plan(subject: Subject, request: Request, machine: Machine, limits: bool = True) -> Plan:
     """Plan `request` (LLC0109 when it cannot be). limits: also look for the largest context and batch that fit."""
     check_request(request, subject.config, machine)
     memory, groups = plan_memory(subject, request, machine)
-    parts = subject.parts(request.quantization, request.tp)
+    parts = subject.parts(request, machine)
     layout = (machine.layout, request.max_step_tokens, request.tp, machine.is_gpu)
     load = Load(subject.config, parts, groups, *layout)
     prefill, decode = prefill_work(load, request.prompt_tokens), decode_work(load, request.batch, request.context)
@@ -136,7 +144,7 @@ def plan_memory(subject: Subject, request: Request, machine: Machine) -> tuple[M
     """Bytes on one device, and the caches they include."""
     config = subject.config
     groups = kv_groups(config, request.context, request.max_step_tokens, request.kv_dtype, request.tp, request.images)
-    parts = subject.parts(request.quantization, request.tp)
+    parts = subject.parts(request, machine)
     arena = subject.arena(request, machine)
     memory = Memory(
         weights=sum(bytes_by_role(parts, machine.layout).values()),
@@ -145,19 +153,19 @@ def plan_memory(subject: Subject, request: Request, machine: Machine) -> tuple[M
         logits=4 * request.batch * config.vocab_size,
         code=machine.code_bytes,
         device=machine.memory_bytes,
-        estimated=_estimated(subject, request, machine, arena),
+        estimated=_estimated(request, machine, arena),
     )
     return memory, groups
 
 
-def _estimated(subject: Subject, request: Request, machine: Machine, arena: Arena) -> dict[str, str]:
+def _estimated(request: Request, machine: Machine, arena: Arena) -> dict[str, str]:
     found = {"code": "an upper bound of what is usual" if not machine.is_gpu else "what the driver usually takes"}
     if arena.estimated:
         found["arena"] = arena.estimated
     if machine.is_gpu:
         found["weights"] = "rows and their scales, without padding: the layout for this target is open"
-    elif subject.config.vision is not None:
-        found["weights"] = "the image encoder and what reads its output are counted as plain rows"
+    elif arena.estimated and arena.image_parts:
+        found["weights"] = f"the image encoder is counted as its weights are stored; {arena.estimated}"
     if request.kv_dtype not in COMPILED_KV:
         found["kv"] = f"a cache of {request.kv_dtype} is not compiled yet; one scale a head where it has scales"
     elif machine.is_gpu:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from llamac.models.llama.config import LlamaConfig
-from llamac.models.llama.vision_config import Llama4Vision
 from llamac.models.llama.weights import expected_shapes
-from llamac.models.llama4.vision_weights import expected_vision_shapes as llama4_shapes
-from llamac.models.mllama.vision_weights import expected_vision_shapes as mllama_shapes
 from llamac.passes.pipelines import Quantization
 
-from .formats import PLAIN, matrix_bytes, packed_format
+from .few_layers import image_shapes
+from .formats import DENSE, matrix_bytes, packed_format
 
 ALIGNMENT = 64
 ROLES = tuple("embedding,attention,cross-attention,mlp,experts,shared expert,router,norms,head,vision".split(","))
@@ -21,6 +20,9 @@ ROLES = tuple("embedding,attention,cross-attention,mlp,experts,shared expert,rou
 
 JOINED = (("q", "k", "v"), ("gate", "up"))
 """Projections of one input that lie in one matrix where they have one format."""
+
+OF_IMAGES = ("cross.k", "cross.v", "cross.k_norm")
+"""Weights of the text layers that no step reads: they make cached keys and values of an image, once."""
 
 Shape = tuple[int, ...]
 Signature = tuple[tuple[str, Shape, str], ...]
@@ -33,7 +35,7 @@ class Part:
 
     use: "product" (of every row), "lookup" (one row for each token), "head" (rows that need logits), "tied" (both of
     these), "image" (once for each image) or "vector". routed: the part of all experts that a token needs is that of
-    the few it goes to.
+    the few it goes to. placed: bytes of one where the compiler has placed it, in any layout; 0 where they are counted.
     """
 
     role: str
@@ -43,6 +45,7 @@ class Part:
     use: str
     count: int = 1
     routed: bool = False
+    placed: int = 0
 
     def bytes(self, layout: str) -> int:
         """Bytes of all `count` in a layout, each at its alignment."""
@@ -50,19 +53,20 @@ class Part:
 
     def one(self, layout: str) -> int:
         """Bytes of one."""
+        if self.placed:
+            return self.placed
         if self.use == "vector":
             return 4 * self.columns  # held in f32, the type of norms
-        # How image encoders will be packed is open.
-        return matrix_bytes(self.format, self.rows, self.columns, PLAIN if self.role == "vision" else layout)
+        return matrix_bytes(self.format, self.rows, self.columns, layout)
 
 
 def weight_parts(
     config: LlamaConfig, encodings: Mapping[str, str], quantization: Quantization, tp: int = 1
 ) -> tuple[Part, ...]:
-    """The parts of the whole model on one of `tp` devices.
+    """The parts that a step reads, on one of `tp` devices: all but those of the image side.
 
     encodings: how the checkpoint stores each weight, by model-level name; the config's dtype where it says nothing.
-    Heads, widths of MLPs and experts, and the vocabulary are divided; norms, routers and the image encoder are not.
+    Heads, widths of MLPs and experts, and the vocabulary are divided; norms and routers are not.
     """
     layers: Counter[Signature] = Counter()
     outer: dict[str, Shape] = {}
@@ -72,14 +76,15 @@ def weight_parts(
             outer[name] = shape
             continue
         _, index, suffix = name.split(".", 2)
-        found.setdefault(index, []).append((suffix, shape, encodings.get(name, config.dtype)))
+        if suffix not in OF_IMAGES:
+            found.setdefault(index, []).append((suffix, shape, encodings.get(name, config.dtype)))
     layers.update(tuple(rows) for rows in found.values())
     parts = [
         replace(part, count=count)
         for signature, count in layers.items()
         for part in _layer_parts(signature, config, quantization, tp)
     ]
-    return (*_outer_parts(outer, config, encodings, quantization, tp), *parts, *_vision_parts(config, quantization))
+    return (*_outer_parts(outer, config, encodings, quantization, tp), *parts)
 
 
 def _layer_parts(signature: Signature, config: LlamaConfig, quantization: Quantization, tp: int) -> Iterator[Part]:
@@ -94,8 +99,7 @@ def _layer_parts(signature: Signature, config: LlamaConfig, quantization: Quanti
         shape, form = matrices[names[0]]
         rows = sum(matrices[name][0][0] for name in names)
         routed = names[0] in ("moe.gate", "moe.up", "moe.down")
-        use = "image" if names[0] in ("cross.k", "cross.v") else "product"
-        yield Part(_role(names[0]), form, rows, shape[1], use, routed=routed)
+        yield Part(_role(names[0]), form, rows, shape[1], "product", routed=routed)
 
 
 def _joined(matrices: Mapping[str, tuple[Shape, str]]) -> Iterator[tuple[str, ...]]:
@@ -105,7 +109,7 @@ def _joined(matrices: Mapping[str, tuple[Shape, str]]) -> Iterator[tuple[str, ..
         if name in done:
             continue
         place, _, last = name.rpartition(".")
-        group = next((names for names in JOINED if last == names[0] and place != "cross"), (last,))
+        group = next((names for names in JOINED if last == names[0]), (last,))
         names = tuple(f"{place}.{part}" for part in group)
         alike = all(part in matrices and matrices[part][1] == matrices[name][1] for part in names)
         names = names if alike else (name,)
@@ -145,16 +149,38 @@ def _outer_parts(
     yield Part("norms", "f32", 1, config.head_dim // 2, "vector")  # the inverse frequencies of the rotation
 
 
-def _vision_parts(config: LlamaConfig, quantization: Quantization) -> Iterator[Part]:
-    scheme, vision = quantization.scheme, config.vision
-    if vision is None:
-        return
-    form = scheme if scheme in ("f32", "f16", "bf16") else config.dtype
-    hidden = config.hidden_size
-    shapes = llama4_shapes(vision, hidden) if isinstance(vision, Llama4Vision) else mllama_shapes(vision, hidden)
-    for shape, count in Counter(shapes.values()).items():
-        rows, columns = (1, *shape)[-2:]
-        yield Part("vision", form, rows, columns, "image" if len(shape) == 2 else "vector", count)
+def image_role(name: str, axes: int) -> str:
+    """The role of a weight that the image side reads."""
+    if not name.startswith("layers."):
+        return "vision"
+    return "norms" if axes == 1 else "cross-attention"
+
+
+def counted_image_parts(
+    config: LlamaConfig, encodings: Mapping[str, str], quantization: Quantization, tp: int = 1
+) -> tuple[Part, ...]:
+    """About the weights of the image side: matrices as they are stored, or in a float that is asked for.
+
+    Devices share the heads of cross-attention; each has the whole encoder.
+    """
+    scheme = quantization if quantization.scheme in DENSE else Quantization()
+    found: Counter[Part] = Counter()
+    for name, shape in _image_weights(config, encodings).items():
+        role, suffix = image_role(name, len(shape)), name.split(".", 2)[-1]
+        if len(shape) == 1:
+            found[Part(role, "f32", 1, shape[0], "image", placed=4 * shape[0])] += 1
+            continue
+        rows, columns = _local(suffix, shape, config, tp) if role == "cross-attention" else shape
+        form = packed_format(encodings.get(name, config.dtype), scheme)
+        found[Part(role, form, rows, columns, "image")] += 1
+    return tuple(replace(part, count=count) for part, count in found.items())
+
+
+def _image_weights(config: LlamaConfig, encodings: Mapping[str, str]) -> dict[str, Shape]:
+    """The encoder's own weights, and those of the text model that take its result to the cache."""
+    own = image_shapes(config, encodings)
+    shapes = expected_shapes(config) if own else {}
+    return own | {name: shape for name, shape in shapes.items() if name.split(".", 2)[-1] in OF_IMAGES}
 
 
 def bytes_by_role(parts: tuple[Part, ...], layout: str) -> dict[str, int]:
@@ -168,10 +194,19 @@ def bytes_by_role(parts: tuple[Part, ...], layout: str) -> dict[str, int]:
 def parameters_by_role(config: LlamaConfig, encodings: Mapping[str, str]) -> dict[str, int]:
     """Role -> number of weights of the whole model."""
     sums: Counter[str] = Counter()
-    for part in weight_parts(config, encodings, Quantization("f32")):
-        sums[part.role] += part.count * part.rows * part.columns
-    sums["norms"] -= config.head_dim // 2  # the frequencies follow from the config
+    for name, shape in (expected_shapes(config) | image_shapes(config, encodings)).items():
+        sums[_role_of_weight(name, shape)] += math.prod(shape)
     return {role: sums[role] for role in ROLES if sums[role]}
+
+
+def _role_of_weight(name: str, shape: Shape) -> str:
+    if name.startswith("vision."):
+        return "vision"
+    if len(shape) == 1:
+        return "norms"
+    if name.startswith("layers."):
+        return _role(name.split(".", 2)[2])
+    return "embedding" if name == "embed" else name
 
 
 def active_fraction(config: LlamaConfig, tokens: int) -> float:

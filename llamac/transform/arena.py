@@ -26,12 +26,19 @@ from llamac.ir.types import CacheType, TensorType
 
 _IN_PLACE = {
     "linear_dense": 2,
+    "linear_biased": 3,
     "linear_grouped": 4,
     "rope_append": 1,
     "append": 1,
     "norm_heads": 0,
+    "rope_pairs": 0,
+    "take_rows": 0,
+    "gelu": 0,
+    "add_places": 0,
     "temper_heads": 0,
     "scatter_routed": 2,
+    "gated_add": 1,
+    "merge_rows": 0,
 }
 """Opcode -> the operand that its result may overwrite: read at each element before that element is written."""
 

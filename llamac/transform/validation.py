@@ -32,6 +32,7 @@ from llamac.ir.types import CacheType, TensorType
 from .arena import ArenaInterpreter, is_planned
 from .base import Pass, PassContext, PassResult
 from .matrices import matrices
+from .pictures import PAST, Pictures
 from .pipeline import Instrument, Step, run_pipeline
 from .rounding import is_recoded, rounding_ratio
 
@@ -41,6 +42,9 @@ EXACT_BOUND = 1e-10
 _CACHE_DTYPE = re.compile(r"(kv_cache<[^<>]*, )\w+>")
 
 _LOOK = "`llamac opt --explain` and `--print-ir-after` show what the pass did"
+
+PICTURE_PAGE = 8
+"""Vision tokens of a sequence lie around this number, and around twice as many: the page of small models."""
 
 DTYPE_FACTOR = 1.5
 """How much larger the errors of the final graph's logits may be than those of the captured graph's, in dtype mode."""
@@ -83,6 +87,10 @@ class Scenario:
                 position[index] += take
             if rows:
                 yield rows
+
+    def pictures(self, page: int) -> Pictures:
+        """What the sequences show of pictures, to graphs that take them."""
+        return Pictures(tuple(map(len, self.sequences)), page, self.seed)
 
 
 def make_scenario(vocabulary: int, page: int, seed: int) -> Scenario:
@@ -218,43 +226,55 @@ class Validator(Instrument):
         )
         for name, value in (overrides or {}).items():
             interpreter.override(name, value)
-        parts = self._ragged(interpreter) if kv_groups(module.step) else [self._sequence(interpreter, s) for s in self._sequences()]
-        return np.concatenate(parts)
+        if kv_groups(module.step):
+            return np.concatenate(self._ragged(interpreter))
+        return np.concatenate([self._sequence(interpreter, n) for n in range(len(self.scenario.sequences))])
 
-    def _sequences(self) -> Iterator[Array]:
-        for tokens in self.scenario.sequences:
-            yield np.array(tokens, np.int32)
-
-    def _sequence(self, interpreter: Interpreter, tokens: Array) -> Array:
+    def _sequence(self, interpreter: Interpreter, number: int) -> Array:
         """One sequence, its last third after its first two thirds as past."""
-        cut = max(1, 2 * len(tokens) // 3)
-        logits, state = self._step(interpreter, tokens[:cut], 0, None)
-        if cut == len(tokens):
+        length = len(self.scenario.sequences[number])
+        cut = max(1, 2 * length // 3)
+        logits, state = self._step(interpreter, number, 0, cut, None)
+        if cut == length:
             return logits
-        rest, _ = self._step(interpreter, tokens[cut:], cut, state)
+        rest, _ = self._step(interpreter, number, cut, length, state)
         return np.concatenate([logits, rest])
 
     def _step(
-        self, interpreter: Interpreter, tokens: Array, start: int, state: list[Array] | None
+        self, interpreter: Interpreter, number: int, start: int, stop: int, state: list[Array] | None
     ) -> tuple[Array, list[Array]]:
         graph = interpreter.module.step
-        inputs: dict[str, Any] = {"ids": tokens, "positions": np.arange(start, start + len(tokens), dtype=np.int32)}
-        for index, argument in enumerate(graph.arguments[2:]):
+        inputs: dict[str, Any] = {
+            "ids": np.array(self.scenario.sequences[number][start:stop], np.int32),
+            "positions": np.arange(start, stop, dtype=np.int32),
+            **self.scenario.pictures(PICTURE_PAGE).of_sequence(graph, number, start, stop),
+        }
+        for index, argument in enumerate(a for a in graph.arguments if a.name.startswith(PAST)):
             heads, _, width = argument.tensor.shape
             inputs[argument.name] = state[index] if state else np.zeros((heads, 0, width))
         logits, *new = interpreter.run(inputs)
         return logits, new
 
     def _ragged(self, interpreter: Interpreter) -> list[Array]:
-        sequences, groups = self.scenario.sequences, kv_groups(interpreter.module.step)
-        pages = [-(-len(s) // groups[0].type.page) for s in sequences]
-        tables = {g.tables.name: _page_tables(pages) for g in groups}
-        caches = empty_caches(interpreter.module.step, [sum(pages)] * len(groups), interpreter.exact)
+        sequences, graph = self.scenario.sequences, interpreter.module.step
+        groups, pictures = kv_groups(graph), self.scenario.pictures(PICTURE_PAGE)
+        held = [list(map(len, sequences)), [pictures.tokens(n) for n in range(len(sequences))]]
+        pages = [[-(-count // g.type.page) for count in held[g.type.cross]] for g in groups]
+        longest = max(max(counts) for counts in pages)
+        tables = {
+            group.tables.name: _page_tables(counts, longest, place)
+            for place, (group, counts) in enumerate(zip(groups, pages, strict=True))
+        }
+        caches = empty_caches(graph, [sum(counts) for counts in pages], interpreter.exact)
+        for group in groups:
+            if group.type.cross:
+                pictures.fill(group, caches[group.cache.name], tables[group.tables.name])
         found: list[list[Array]] = [[] for _ in sequences]
         for rows in self.scenario.partitions(groups[0].type.page):
             # The rows whose logits are wanted are asked for in another order than the tokens'.
             wanted = np.roll(np.arange(len(rows), dtype=np.int32)[::-1], len(rows) // 3)
-            logits, *states = interpreter.run({**self._rows(rows, wanted), **tables, **caches})
+            inputs = {**self._rows(rows, wanted), **pictures.of_rows(graph, rows)}
+            logits, *states = interpreter.run({**inputs, **tables, **caches})
             caches = dict(zip(caches, states, strict=True))
             ordered = dict(zip(wanted.tolist(), logits, strict=True))
             for place, (index, _) in enumerate(rows):
@@ -272,10 +292,10 @@ class Validator(Instrument):
         }
 
 
-def _page_tables(pages: Sequence[int]) -> Array:
-    """Pages handed out backwards and interleaved, so that their numbers say nothing."""
-    tables = np.full((len(pages), max(pages)), -1, np.int32)
-    numbers = list(range(sum(pages)))[::-1]
+def _page_tables(pages: Sequence[int], longest: int, turn: int) -> Array:
+    """Pages handed out interleaved, in each cache from another one on (`turn`), so that their numbers say nothing."""
+    tables = np.full((len(pages), longest), -1, np.int32)
+    numbers = list(np.roll(np.arange(sum(pages)), turn))
     for place in range(max(pages)):
         for index, count in enumerate(pages):
             if place < count:

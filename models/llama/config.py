@@ -20,7 +20,8 @@ LIMITS: dict[str, int] = {
     "kv_heads": 1 << 14,
     "head_dim": 1 << 14,
     "vocab_size": 1 << 24,
-    "context_length": 1 << 31,
+    "experts": 1 << 14,
+    "context_length": (1 << 31) - 1,
 }
 """Largest accepted value of every size: far beyond any real model, small enough that a hostile config costs nothing."""
 
@@ -131,7 +132,7 @@ def shape_name(parameters: int) -> str:
 def check_config(config: LlamaConfig, where: str) -> LlamaConfig:
     """Return `config` unchanged, or raise LLC0303/LLC0304 naming the value that cannot be."""
     for field, limit in LIMITS.items():
-        value = getattr(config, field)
+        value = getattr(config, field, 1)  # the number of experts is checked with the rest of the mixture
         if not 1 <= value <= limit:
             raise LlamacError("LLC0303", where, f"{field} is {value}, expected 1..{limit}", "check the model's config")
     for field in ("rms_norm_eps", "rope_theta"):
@@ -146,7 +147,32 @@ def check_config(config: LlamaConfig, where: str) -> LlamaConfig:
         raise LlamacError("LLC0304", where, reason, "head_dim must be even")
     if config.rope_scaling is not None:
         check_rope_scaling(config.rope_scaling, config.head_dim, where)
+    if config.moe is not None:
+        _check_experts(config.moe, where)
+    if config.attention is not None:
+        _check_pattern(config.attention, where)
     return config
+
+
+def _check_experts(moe: MixtureOfExperts, where: str) -> None:
+    if not 2 <= moe.experts <= LIMITS["experts"]:
+        reason = f"{moe.experts} routed experts, expected 2..{LIMITS['experts']}"
+        raise LlamacError("LLC0303", where, reason, "a model without routed experts says 0")
+    if not 1 <= moe.experts_per_token <= moe.experts:
+        reason = f"{moe.experts_per_token} experts for each token, of {moe.experts}"
+        raise LlamacError("LLC0304", where, reason, "check num_experts_per_tok")
+
+
+def _check_pattern(pattern: AttentionPattern, where: str) -> None:
+    limit = LIMITS["context_length"]
+    if not 0 <= pattern.chunk <= limit:
+        raise LlamacError(
+            "LLC0303", where, f"attention chunk is {pattern.chunk}, expected 0..{limit}", "check the config"
+        )
+    floor, scale = pattern.temperature_floor, pattern.temperature_scale
+    if scale and not (math.isfinite(scale) and 1 <= floor <= limit):
+        reason = f"attention temperature of scale {scale} in steps of {floor} positions"
+        raise LlamacError("LLC0303", where, reason, "expected a finite scale and steps of at least one position")
 
 
 def check_rope_scaling(scaling: RopeScaling, head_dim: int, where: str) -> None:

@@ -9,6 +9,12 @@ from llamac.errors import LlamacError
 
 from ..ledger import LedgerEntry, entry
 
+MOST = 1 << 62
+MOST_LAYERS = 4096
+MOST_EXPERTS = 1 << 14
+MOST_IN_ENCODER = 1 << 20
+"""Limits beyond any model, small enough that a hostile config costs nothing."""
+
 
 class ConfigKeys:
     """Typed access to a JSON object; a default that is taken becomes a ledger entry."""
@@ -25,13 +31,15 @@ class ConfigKeys:
         self.ledger = ledger
         self.why_default = why_default
 
-    def integer(self, key: str, default: int | None = None, reason: str = "", least: int = 1) -> int:
-        """A whole number, at least `least`."""
+    def integer(self, key: str, default: int | None = None, reason: str = "", least: int = 1, most: int = MOST) -> int:
+        """A whole number from `least` to `most`; whatever is counted through needs a limit before that."""
         value = self._value(key, default, reason)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self._wrong(key, value, "a whole number")
         if value < least:
             raise self._wrong(key, value, "a positive number" if least == 1 else f"a number from {least}")
+        if value > most:
+            raise self._wrong(key, value, f"at most {most}")
         return value
 
     def number(self, key: str, default: float | None = None, reason: str = "") -> float:

@@ -62,7 +62,7 @@ class _PackedWeight:
             made[0] = self.define("centered", "center_quants", quants, zeros, **offset)
         elif zeros is not None:
             made.append(self.define("mins", "zero_minimum", scale, zeros, **offset))
-        group = self.columns if e.layout == "fp8" else self.kernel_group
+        group = (e.group if e.group > 0 else self.columns) if e.layout == "fp8" else self.kernel_group
         self.b.define(self.name, "dequantize", made[0], *(self.spread(value) for value in made[1:]), group=group)
 
     def define(self, part: str, opcode: str, *operands: Value, **attributes: int | tuple[int, ...]) -> Value:

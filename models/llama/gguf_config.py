@@ -53,12 +53,19 @@ def config_from_gguf(
 
     Raises LLC0301..LLC0308; every default taken is added to `ledger`.
     """
-    architecture = metadata.get("general.architecture")
-    if architecture != "llama":
-        reason = f"the architecture {str(architecture)[:60]!r} is not supported"
-        raise LlamacError("LLC0301", where, reason, "supported: llama")
-    keys = _Keys(metadata, where, ledger)
+    keys = GgufKeys(metadata, where, ledger)
     keys.check_meaning()
+    return config_from_keys(keys, metadata, vocabulary_rows, tied_head, divisors)
+
+
+def config_from_keys(
+    keys: GgufKeys,
+    metadata: Mapping[str, object],
+    vocabulary_rows: int,
+    tied_head: bool,
+    divisors: tuple[float, ...],
+) -> LlamaConfig:
+    """What every architecture has in common."""
     heads, hidden_size = keys.integer("attention.head_count"), keys.integer("embedding_length")
     head_dim = _head_dim(keys, hidden_size, heads)
     name = metadata.get("general.name")
@@ -79,38 +86,46 @@ def config_from_gguf(
         dtype="f32",
         rope_style="interleaved",
     )
-    ledger.append(entry("default", "gguf dtype", "f32", "GGUF names no working type; its runtimes compute in f32"))
-    check_config(config, where)
+    reason = "GGUF names no working type; its runtimes compute in f32"
+    keys.ledger.append(entry("default", "gguf dtype", "f32", reason))
+    check_config(config, keys.where)
     return config if config.name else replace(config, name=shape_name(config.parameters))
 
 
-class _Keys:
-    """Typed access to the `llama.*` keys."""
+class GgufKeys:
+    """Typed access to the keys of an architecture, `llama.*` or `llama4.*`."""
 
-    def __init__(self, metadata: Mapping[str, object], where: str, ledger: list[LedgerEntry]) -> None:
-        self.raw = {key[6:]: value for key, value in metadata.items() if key.startswith("llama.")}
+    def __init__(
+        self, metadata: Mapping[str, object], where: str, ledger: list[LedgerEntry], architecture: str = "llama"
+    ) -> None:
+        self.prefix = f"{architecture}."
+        self.raw = {key.removeprefix(self.prefix): v for key, v in metadata.items() if key.startswith(self.prefix)}
         self.where = where
         self.ledger = ledger
 
-    def check_meaning(self) -> None:
-        """Refuse keys that change the model; note the ones nobody knows."""
+    def check_meaning(self, read: frozenset[str] = READ_KEYS) -> None:
+        """Refuse keys that change the model, unless they are among those `read`; note the ones nobody knows."""
         for key, value in self.raw.items():
+            if key in read:
+                continue
             if key in NEUTRAL and value not in NEUTRAL[key]:
-                reason = f"llama.{key} is {str(value)[:60]}, which changes what the model computes and is not supported"
+                shown = f"{self.prefix}{key} is {str(value)[:60]}"
+                reason = f"{shown}, which changes what the model computes and is not supported"
                 raise LlamacError("LLC0308", self.where, reason, "compile a plain dense Llama checkpoint")
-            if key not in NEUTRAL and key not in READ_KEYS and key not in HARMLESS:
+            if key not in NEUTRAL and key not in HARMLESS:
                 what, reason = str(value)[:60], "this key is not known: ignored"
-                self.ledger.append(entry("unknown-key", f"gguf llama.{key[:80]}", what, reason))
+                self.ledger.append(entry("unknown-key", f"gguf {self.prefix}{key[:80]}", what, reason))
 
     def integer(self, key: str, default: int | None = None) -> int:
+        """A positive whole number; a list of equal ones, one for each layer, counts as one."""
         value = self._value(key, default)
         if isinstance(value, list) and value and all(one == value[0] for one in value):
             value = value[0]  # one number per layer, all of them equal
         if isinstance(value, list):
-            reason = f"llama.{key} differs between layers, which is not supported"
+            reason = f"{self.prefix}{key} differs between layers, which is not supported"
             raise LlamacError("LLC0308", self.where, reason, "compile a plain dense Llama checkpoint")
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            reason = f"llama.{key} is {str(value)[:60]}, expected a positive whole number"
+            reason = f"{self.prefix}{key} is {str(value)[:60]}, expected a positive whole number"
             raise LlamacError("LLC0303", self.where, reason, FIX)
         return value
 
@@ -118,7 +133,7 @@ class _Keys:
         """A stored f32 as the shortest decimal that rounds to it: 1e-05, not 9.999999747378752e-06."""
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-            reason = f"llama.{key} is {str(value)[:60]}, expected a positive number"
+            reason = f"{self.prefix}{key} is {str(value)[:60]}, expected a positive number"
             raise LlamacError("LLC0303", self.where, reason, FIX)
         return float(str(np.float32(value)))
 
@@ -127,12 +142,12 @@ class _Keys:
         if value is not None:
             return value
         if default is None:
-            raise LlamacError("LLC0302", self.where, f"the key 'llama.{key}' is missing", FIX)
-        self.ledger.append(entry("default", f"gguf llama.{key}", str(default), reason))
+            raise LlamacError("LLC0302", self.where, f"the key '{self.prefix}{key}' is missing", FIX)
+        self.ledger.append(entry("default", f"gguf {self.prefix}{key}", str(default), reason))
         return default
 
 
-def _head_dim(keys: _Keys, hidden_size: int, heads: int) -> int:
+def _head_dim(keys: GgufKeys, hidden_size: int, heads: int) -> int:
     """key_length, or embedding_length / head_count; keys, values and the rotated part must all be that long."""
     if "attention.key_length" not in keys.raw and hidden_size % heads:
         reason = f"embedding_length {hidden_size} is no multiple of {heads} heads and key_length is not given"
@@ -141,18 +156,18 @@ def _head_dim(keys: _Keys, hidden_size: int, heads: int) -> int:
     for key in ("attention.value_length", "rope.dimension_count"):
         value = keys.raw.get(key, head_dim)
         if value != head_dim:
-            reason = f"llama.{key} is {str(value)[:60]} while a head has {head_dim} dimensions"
+            reason = f"{keys.prefix}{key} is {str(value)[:60]} while a head has {head_dim} dimensions"
             raise LlamacError("LLC0304", keys.where, reason, "compile a plain dense Llama checkpoint")
     return head_dim
 
 
-def _vocab_size(keys: _Keys, metadata: Mapping[str, object], vocabulary_rows: int) -> int:
+def _vocab_size(keys: GgufKeys, metadata: Mapping[str, object], vocabulary_rows: int) -> int:
     """llama.vocab_size, else the length of the token list, else the rows of the embedding table."""
     tokens = metadata.get("tokenizer.ggml.tokens")
     return keys.integer("vocab_size", len(tokens) if isinstance(tokens, list) and tokens else vocabulary_rows)
 
 
-def _rope_scaling(keys: _Keys, divisors: tuple[float, ...]) -> RopeScaling | None:
+def _rope_scaling(keys: GgufKeys, divisors: tuple[float, ...]) -> RopeScaling | None:
     kind = keys.raw.get("rope.scaling.type", "none")
     if kind not in ("none", "linear"):
         reason = f"the rope scaling {str(kind)[:60]!r} is not supported"

@@ -16,7 +16,7 @@ from llamac.errors import LlamacError
 from llamac.ir.builder import Builder, new_graph
 from llamac.ir.dims import symbol
 from llamac.ir.dtypes import DTYPES, F32, I1, I32, DType
-from llamac.ir.graph import DataSource, Module, Value
+from llamac.ir.graph import DataSource, Graph, Module, Value
 from llamac.ir.interpreter import Interpreter
 from llamac.ir.types import TensorType, Type, tensor
 
@@ -46,15 +46,11 @@ class LlamaBuilder:
     def build(self) -> Module:
         c, b = self.config, self.b
         self.declare_weights()
-        past: TensorType = tensor(c.kv_heads, PAST, c.head_dim, self.dtype)
-        arguments: list[tuple[str, Type]] = [("ids", tensor(TOKENS, I32)), ("positions", tensor(TOKENS, I32))]
-        for layer in range(c.layers):
-            arguments += [(f"past_k.{layer}", past), (f"past_v.{layer}", past)]
-        b.graph = graph = new_graph(self.module, "step", arguments)
+        b.graph = graph = new_graph(self.module, "step", self.arguments())
         self.positions = graph.argument("positions")
         self.prepare()
         with b.at("embed"):
-            hidden = self.cast(b.op("embedding", self.parameter("embed"), graph.argument("ids")), self.dtype)
+            hidden = self.embedded(graph)
         states: list[Value] = []
         for layer in range(c.layers):
             hidden, k, v = self.layer(layer, hidden)
@@ -65,6 +61,19 @@ class LlamaBuilder:
             logits = self.cast(self.linear(hidden, "embed" if c.tied_head else "head"), F32)
         graph.outputs = [logits, *states]
         return self.module
+
+    def arguments(self) -> list[tuple[str, Type]]:
+        """What the step takes."""
+        c = self.config
+        past: TensorType = tensor(c.kv_heads, PAST, c.head_dim, self.dtype)
+        found: list[tuple[str, Type]] = [("ids", tensor(TOKENS, I32)), ("positions", tensor(TOKENS, I32))]
+        for layer in range(c.layers):
+            found += [(f"past_k.{layer}", past), (f"past_v.{layer}", past)]
+        return found
+
+    def embedded(self, graph: Graph) -> Value:
+        """The first hidden state, [T, d]."""
+        return self.cast(self.b.op("embedding", self.parameter("embed"), graph.argument("ids")), self.dtype)
 
     def prepare(self) -> None:
         """What all layers share."""

@@ -18,6 +18,15 @@ from .config import LlamaConfig
 KEY_OR_VALUE = re.compile(r"layers\.\d+\.attn\.[kv]")
 
 
+DOUBLED = (16384, 128, 16)
+"""hidden_size, heads and kv_heads of the 405B that stores its key/value heads twice."""
+
+
+def is_doubled(config: LlamaConfig) -> bool:
+    """Whether a config is that of the 16-rank 405B, as its first Hugging Face upload was too."""
+    return (config.hidden_size, config.heads, config.kv_heads) == DOUBLED
+
+
 def without_repeated_kv_heads(
     config: LlamaConfig, tensors: Mapping[str, StoredTensor], ledger: list[LedgerEntry]
 ) -> tuple[LlamaConfig, dict[str, StoredTensor]]:

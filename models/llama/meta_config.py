@@ -7,17 +7,19 @@ from collections.abc import Mapping
 from llamac.errors import LlamacError
 
 from ..ledger import LedgerEntry, entry
-from .config import AttentionPattern, LlamaConfig, MixtureOfExperts, RopeScaling, check_config, shape_name
-from .config_keys import ConfigKeys, short
+from ..llama4.meta_vision import vision_from_meta
+from ..mllama.meta_config import is_mllama, with_images
+from .config import AttentionPattern, LlamaConfig, MixtureOfExperts, RopeScaling, check_config
+from .config_keys import MOST_EXPERTS, MOST_LAYERS, ConfigKeys, short
 
 WHERE = "params.json"
 READ_KEYS = frozenset(
     """dim n_layers n_heads n_kv_heads head_dim vocab_size multiple_of ffn_dim_multiplier ffn_exp norm_eps rope_theta
     use_scaled_rope rope_scaling_factor rope_high_freq_factor attention_chunk_size nope_layer_interval use_qk_norm
     attn_temperature_tuning floor_scale attn_scale moe_args vision_args quantization_args lora_args
-    vision_num_cross_attention_layers vision_chunk_size vision_model""".split()
+    vision_num_cross_attention_layers vision_chunk_size vision_max_num_chunks vision_model""".split()
 )
-HARMLESS_KEYS = frozenset({"max_batch_size", "max_seq_len", "model_parallel_size", "vision_max_num_chunks"})
+HARMLESS_KEYS = frozenset({"max_batch_size", "max_seq_len", "model_parallel_size"})
 MOE_KEYS = frozenset({"num_experts", "top_k", "interleave_moe_layer_step", "capacity_factor", "auto_scale_F"})
 LLAMA4_KEYS = ("moe_args", "ffn_exp", "attention_chunk_size", "nope_layer_interval", "use_qk_norm", "vision_args")
 LLAMA3_VOCABULARY = 128000
@@ -37,8 +39,8 @@ def config_from_meta(
     _refuse_other_releases(raw)
     _note_keys(raw, ledger)
     keys = ConfigKeys(raw, WHERE, ledger, "the default of Meta's code")
-    hidden, heads, layers = keys.integer("dim"), keys.integer("n_heads"), keys.integer("n_layers")
-    is_llama4 = any(raw.get(key) not in (None, False) for key in LLAMA4_KEYS)
+    hidden, heads, layers = keys.integer("dim"), keys.integer("n_heads"), keys.integer("n_layers", most=MOST_LAYERS)
+    is_llama4 = any(raw.get(key) is not None and raw[key] is not False for key in LLAMA4_KEYS)
     scaled = keys.flag("use_scaled_rope", False)
     config = LlamaConfig(
         name="",
@@ -59,17 +61,14 @@ def config_from_meta(
         architecture="llama4" if is_llama4 else "llama",
         moe=_mixture(keys, hidden, layers) if is_llama4 else None,
         attention=_attention(keys, layers) if is_llama4 else None,
+        vision=vision_from_meta(raw["vision_args"], ledger) if raw.get("vision_args") is not None else None,
     )
+    config = with_images(config, keys) if is_mllama(raw) else config
     return check_config(config, WHERE), ledger
 
 
-def named(config: LlamaConfig) -> str:
-    """params.json holds no name: one from the size."""
-    return shape_name(config.parameters)
-
-
 def _refuse_other_releases(raw: Mapping[str, object]) -> None:
-    """Releases whose weights or architecture are not those of the plain text model."""
+    """Releases whose weights are not those of the plain model."""
     quantization = raw.get("quantization_args")
     if quantization is not None or raw.get("lora_args") is not None:
         spin = isinstance(quantization, Mapping) and quantization.get("spinquant") is True
@@ -78,10 +77,6 @@ def _refuse_other_releases(raw: Mapping[str, object]) -> None:
             reason = "this is a SpinQuant release: its weights need a Hadamard rotation while the model runs"
         hint = "compile the bf16 release of this model with --quantize int4"
         raise LlamacError("LLC0222", WHERE, f"{reason}, which is not supported", hint)
-    cross = raw.get("vision_num_cross_attention_layers")
-    if isinstance(raw.get("vision_model"), Mapping) or (isinstance(cross, int) and cross > 0):
-        reason = "this is Llama 3.2 Vision in Meta's own format, which is not read"
-        raise LlamacError("LLC0301", WHERE, reason, "use the Hugging Face form of the model")
 
 
 def _note_keys(raw: Mapping[str, object], ledger: list[LedgerEntry]) -> None:
@@ -165,7 +160,7 @@ def _mixture(keys: ConfigKeys, hidden: int, layers: int) -> MixtureOfExperts | N
             why = "this key is not known: ignored"
             keys.ledger.append(entry("unknown-key", f"{WHERE} moe_args {str(key)[:80]}", short(raw[key]), why))
     moe = ConfigKeys(raw, f"{WHERE} moe_args", keys.ledger, keys.why_default)
-    experts = moe.integer("num_experts", -1, least=-1)
+    experts = moe.integer("num_experts", -1, least=-1, most=MOST_EXPERTS)
     if experts < 1:
         return None
     divisor = moe.number("capacity_factor", 1.0) + 1 if moe.flag("auto_scale_F", True) else 1.0

@@ -10,14 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 from llamac.errors import LlamacError
 
 from ..checkpoint import StoredTensor
 from ..ledger import LedgerEntry, entry
-from ..matrix_view import Grid, MatrixView, below, joined, matrices_of
+from ..llama4 import vision_weights as llama4_vision
+from ..matrix_view import Grid, MatrixView, below, joined, matrices_of, row_major
+from ..mllama import vision_weights as mllama_vision
+from ..mllama import weights as mllama
+from ..name_table import MODEL
 from ..torch_file import ENCODINGS, TorchFile, TorchTensor
 from .config import LlamaConfig
+from .vision_config import Llama4Vision, MllamaVision
+from .weights import META
 
 Views = Sequence[MatrixView]
 """The same tensor of every rank, in order."""
@@ -25,7 +32,9 @@ Views = Sequence[MatrixView]
 LAYER = re.compile(r"layers\.(0|[1-9]\d{0,3})\.(.+)")
 IGNORED = re.compile(r"rope\.freqs|.*\._extra_state|.*\.expert_activation_DE|.*gate_stats_3E")
 VISION = re.compile(r"vision_embeddings\..*|vision_projection\..*")
-OTHER_MODEL = re.compile(r"(text_model|vision_model)\..*")
+VISION_ROWS = re.compile(r".*(attn\.w[qkv]|mlp\.c_fc|conv1\._linear|vision_projection)\.(weight|bias)")
+VISION_COLUMNS = re.compile(r".*(attn\.wo|mlp\.c_proj)\.weight")
+"""How the ranks of an image encoder split it; norms, embeddings and the biases of sums are on every rank."""
 
 
 def _first(views: Views) -> Grid:
@@ -105,7 +114,7 @@ class MetaWeights:
         for stored in self.shards[0].tensors:
             if IGNORED.fullmatch(stored):
                 self.ledger.append(entry("ignored", stored[:120], stored[:120], "no weight: follows from params.json"))
-            elif VISION.fullmatch(stored):
+            elif VISION.fullmatch(stored) and self.config.vision is None:
                 vision += 1
             else:
                 for name, grid in self._grids(stored):
@@ -114,9 +123,18 @@ class MetaWeights:
                         raise LlamacError("LLC0207", name, reason, "download the checkpoint again")
                     found[name] = self._weight(name, stored, grid)
         if vision:
-            reason = "the text model is compiled alone"
+            reason = "params.json has no vision_args: the text model is compiled alone"
             self.ledger.append(entry("note", "image encoder", f"{vision} weights are not read", reason))
         return found
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The weights of the image encoder, where there is one."""
+        vision = self.config.vision
+        if isinstance(vision, MllamaVision):
+            return mllama_vision.expected_vision_shapes(vision, self.config.hidden_size, grids=True)
+        if isinstance(vision, Llama4Vision):
+            return llama4_vision.expected_vision_shapes(vision, self.config.hidden_size)
+        return {}
 
     def _weight(self, name: str, stored: str, grid: Grid) -> StoredTensor:
         tensor = self.shards[0].tensors[stored]
@@ -139,7 +157,7 @@ class MetaWeights:
         return found
 
     def _views(self, stored: str) -> list[MatrixView]:
-        tensors = self._ranks(stored)
+        tensors = [_as_matrix(tensor) for tensor in self._ranks(stored)]
         if not 1 <= len(tensors[0].shape) <= 2:
             reason = f"{stored} has the shape {list(tensors[0].shape)}, expected a matrix or a vector"
             raise LlamacError("LLC0208", stored, reason, "download the checkpoint again")
@@ -147,6 +165,11 @@ class MetaWeights:
 
     def _grids(self, stored: str) -> list[tuple[str, Grid]]:
         """The weights that a stored tensor holds, by model-level name, each with its pieces."""
+        if self.config.architecture == "mllama":
+            return self._mllama_grids(stored)
+        if VISION.fullmatch(stored):
+            name = llama4_vision.NAMES.translated(stored, META, MODEL)
+            return [(name, self._encoder_grid(stored))] if name else self._unknown(stored)
         if stored == "tok_embeddings.weight":
             return [("embed", self._embedding(self._views(stored)))]
         if stored in OUTER:
@@ -160,17 +183,39 @@ class MetaWeights:
             kind = suffix.removeprefix("feed_forward.experts.")
             return [(f"{layer}.{EXPERTS[kind]}", self._experts(layer, self._views(stored), kind == "moe_w_out_eF_D"))]
         if suffix not in LAYERED or not match:
-            raise self._unknown(stored)
+            self._unknown(stored)
         place = "moe.shared." if self.config.is_moe(int(match.group(1))) else "mlp."
         views = self._views(stored)
         return [(f"{layer}.{re.sub('^shared[.]', place, name)}", join(views)) for name, join in LAYERED[suffix]]
 
-    def _unknown(self, stored: str) -> LlamacError:
-        if OTHER_MODEL.fullmatch(stored):
-            reason = "this is Llama 3.2 Vision in Meta's own format, which is not read"
-            return LlamacError("LLC0301", stored[:120], reason, "use the Hugging Face form of the model")
+    def _mllama_grids(self, stored: str) -> list[tuple[str, Grid]]:
+        """A weight of Llama 3.2 Vision; the rows of `embed` beyond the vocabulary are a tensor of their own."""
+        if stored == mllama.LEARNED_ROWS:
+            return []
+        name = mllama.model_name(stored, META, self.config)
+        if name is None:
+            self._unknown(stored)
+        if not stored.startswith("text_model."):
+            return [(name, self._encoder_grid(stored))]
+        views = self._views(stored)
+        if name == "embed":
+            learned = self._views(mllama.LEARNED_ROWS) if mllama.LEARNED_ROWS in self.shards[0].tensors else []
+            return [(name, [*_rows(views), *_rows(learned)])]
+        suffix = re.sub(r"text_model\.((cross_attention_)?layers\.\d+\.)?", "", stored)
+        return [(name, LAYERED.get(suffix, (OUTER.get(suffix, ("", _first)),))[0][1](views))]
+
+    def _encoder_grid(self, stored: str) -> Grid:
+        """A weight of an image encoder; the parts of a vector lie side by side."""
+        views = self._views(stored)
+        if VISION_COLUMNS.fullmatch(stored):
+            return _columns(views)
+        if not VISION_ROWS.fullmatch(stored):
+            return _first(views)
+        return _columns(views) if len(self.shards[0].tensors[stored].shape) == 1 else _rows(views)
+
+    def _unknown(self, stored: str) -> NoReturn:
         reason = f"{stored[:120]} in {self.shards[0].path.name} is no weight of a Llama"
-        return LlamacError("LLC0207", stored[:120], reason, "compile a checkpoint of Llama 2, 3 or 4")
+        raise LlamacError("LLC0207", stored[:120], reason, "compile a checkpoint of Llama 2, 3 or 4")
 
     def _embedding(self, views: Views) -> Grid:
         """Split by rows since Llama 3, by columns before."""
@@ -202,7 +247,8 @@ class MetaWeights:
 
     def _check_ranks(self) -> None:
         """The columns of one o projection tell how many ranks there were."""
-        wo = self.shards[0].tensors.get("layers.0.attention.wo.weight")
+        prefix = "text_model." if self.config.architecture == "mllama" else ""
+        wo = self.shards[0].tensors.get(f"{prefix}layers.0.attention.wo.weight")
         width = self.config.heads * self.config.head_dim
         if wo is None or len(wo.shape) != 2 or wo.shape[0] != self.config.hidden_size or not wo.shape[1]:
             return
@@ -226,3 +272,11 @@ class MetaWeights:
             reason = f"the width of the stored matrices; params.json gives {config.intermediate_size}"
             self.ledger.append(entry("note", "layers.N.mlp", f"width {width}", reason))
         return replace(config, intermediate_size=width)
+
+
+def _as_matrix(tensor: TorchTensor) -> TorchTensor:
+    """A table of tiles [high, wide, positions, width] as a row for each tile, a convolution as [out, everything]."""
+    shape = mllama_vision.matrix_shape(".grid" if "embed" in tensor.name else "", tensor.shape)
+    if shape == tensor.shape or tensor.strides != row_major(tensor.shape):
+        return tensor
+    return replace(tensor, shape=shape, strides=row_major(shape))

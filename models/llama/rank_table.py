@@ -34,8 +34,6 @@ def rank_table(tokens: Sequence[bytes]) -> bytes:
 
 def _words(values: Sequence[int]) -> bytes:
     """Little-endian 32-bit numbers."""
-    import sys
-
     words = array("I", values)
     if sys.byteorder != "little":
         words.byteswap()

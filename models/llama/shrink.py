@@ -18,6 +18,7 @@ from llamac.ir.dtypes import DTYPES
 from llamac.ir.gguf_blocks import BLOCKS
 
 from ..checkpoint import StoredTensor
+from ..image_shrink import shrink_vision, vision_shapes
 from ..packed_encoding import packed_encoding
 from .config import AttentionPattern, LlamaConfig, MixtureOfExperts, RopeScaling
 from .synthetic_parts import small_packed, synthetic_parts
@@ -27,6 +28,7 @@ LAYERS = 2
 VOCABULARY = 61
 HEAD_DIM = 16
 CHUNK = 12
+CROSS_LAYERS = (1, 3)
 TEMPERATURE_FLOOR = 5.0
 
 
@@ -46,6 +48,7 @@ def shrink_config(config: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> L
         hidden_size=width or hidden,
         intermediate_size=width or 136,
         layers=layers,
+        cross_layers=CROSS_LAYERS if config.cross_layers else (),
         moe=_shrunken_moe(config, layers, width or inner),
         attention=_shrunken_pattern(config, layers),
         heads=kv_heads * group,
@@ -53,16 +56,23 @@ def shrink_config(config: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> L
         head_dim=head_dim,
         vocab_size=VOCABULARY,
         rope_scaling=_shrunken_scaling(config, head_dim),
+        vision=shrink_vision(config.vision),
     )
 
 
 def _layers_of_every_kind(config: LlamaConfig) -> int:
-    """How many of the first layers show every kind: with and without rotation, dense and mixed."""
+    """How many of the first layers show every kind twice: with and without rotation, dense and mixed.
+
+    Twice, because equal layers become one function, which a model with one layer of a kind would not show.
+    Layers that attend to pictures are not among the first of any model: two of them alternate with two others.
+    """
+    if config.cross_layers:
+        return 2 * len(CROSS_LAYERS)
     unrotated = config.attention.unrotated if config.attention is not None else ()
-    seen: dict[tuple[bool, bool], int] = {}
+    seen: dict[tuple[bool, bool], list[int]] = {}
     for layer in range(config.layers):
-        seen.setdefault((layer in unrotated, config.is_moe(layer)), layer)
-    return max(min(config.layers, LAYERS), *(layer + 1 for layer in seen.values()))
+        seen.setdefault((layer in unrotated, config.is_moe(layer)), []).append(layer)
+    return max(layers[:LAYERS][-1] + 1 for layers in seen.values())
 
 
 def _shrunken_moe(config: LlamaConfig, layers: int, inner: int) -> MixtureOfExperts | None:
@@ -98,13 +108,26 @@ def shrink_tensors(
     config: LlamaConfig, small: LlamaConfig, tensors: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
     """Weights of the small model, each stored as its counterpart is."""
-    return small_tensors(small, {name: tensors[name].encoding for name in expected_shapes(small)})
+    shapes = expected_shapes(small) | vision_shapes(small.vision, small.hidden_size, tensors)
+    return small_tensors(small, {name: tensors[_source_of(name, config)].encoding for name in shapes})
+
+
+def _source_of(name: str, config: LlamaConfig) -> str:
+    """The weight whose storage that of a small model is like: layer n stands for the n-th of its kind."""
+    outer, _, rest = name.partition(".")
+    if outer != "layers" or not config.cross_layers:
+        return name
+    number, _, role = rest.partition(".")
+    own = [layer for layer in range(config.layers) if layer not in config.cross_layers]
+    kind = config.cross_layers if int(number) in CROSS_LAYERS else own
+    return f"layers.{kind[min(int(number) // 2, len(kind) - 1)]}.{role}"
 
 
 def small_tensors(small: LlamaConfig, encodings: Mapping[str, str]) -> dict[str, StoredTensor]:
     """Weights of the small model in the given encodings; they lie in no file."""
     found: dict[str, StoredTensor] = {}
-    for name, shape in expected_shapes(small).items():
+    shapes = expected_shapes(small) | vision_shapes(small.vision, small.hidden_size, encodings)
+    for name, shape in shapes.items():
         encoding = encodings[name]
         packed = packed_encoding(encoding)
         if packed is not None:

@@ -1,4 +1,4 @@
-"""The image encoders of the family as numbers: Llama 4's early-fusion tower and the tiled encoder of Llama 3.2 Vision."""
+"""The image encoders of the family as numbers: Llama 4's early-fusion tower, and that of Llama 3.2 Vision."""
 
 from __future__ import annotations
 

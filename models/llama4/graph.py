@@ -11,16 +11,22 @@ import math
 from collections.abc import Mapping
 
 from llamac.ir.dtypes import F32
-from llamac.ir.graph import Module, Value
+from llamac.ir.graph import Graph, Module, Value
+from llamac.ir.types import Type
 
 from ..checkpoint import StoredTensor
 from ..llama.config import LlamaConfig
 from ..llama.graph import TOKENS, LlamaBuilder
+from .merge import image_arguments, merge_images
 
 
 def build_llama4(config: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> Module:
-    """The captured module of `config`, which has the architecture "llama4"."""
-    return Llama4Builder(config, tensors).build()
+    """The captured module of the text model of `config`, which has the architecture "llama4".
+
+    With an image encoder beside it the step takes pictures too: see `merge.image_arguments`.
+    """
+    text = {name: stored for name, stored in tensors.items() if not name.startswith("vision.")}
+    return Llama4Builder(config, text).build()
 
 
 class Llama4Builder(LlamaBuilder):
@@ -41,6 +47,16 @@ class Llama4Builder(LlamaBuilder):
         if self.pattern.temperature_scale and self.pattern.unrotated:
             with self.b.at("temperature"):
                 self.temperature = self.temperatures()
+
+    def arguments(self) -> list[tuple[str, Type]]:
+        found = super().arguments()
+        return found if self.config.vision is None else found[:2] + image_arguments(self.config, TOKENS) + found[2:]
+
+    def embedded(self, graph: Graph) -> Value:
+        hidden = super().embedded(graph)
+        if self.config.vision is None:
+            return hidden
+        return merge_images(self.b, hidden, graph.argument("image_rows"), graph.argument("image_embeddings"))
 
     def is_rotated(self, layer: int) -> bool:
         return self.pattern is None or layer not in self.pattern.unrotated

@@ -12,10 +12,11 @@ from llamac.errors import LlamacError
 
 from ..ledger import LedgerEntry, entry
 from ..llama.config import AttentionPattern, LlamaConfig, MixtureOfExperts, check_config, shape_name
-from ..llama.config_keys import ConfigKeys, short
+from ..llama.config_keys import MOST_EXPERTS, MOST_LAYERS, ConfigKeys, short
 from ..llama.hf_config import check_activation, dtype_from_hf, head_dim_from_hf, own_name, rope_from_hf
 from ..llama.hf_keys import HARMLESS_KEYS
 from ..llama.vision_config import Llama4Vision
+from .vision_limits import checked_encoder
 
 WHERE = "config.json"
 MULTIMODAL, TEXT = "Llama4ForConditionalGeneration", "Llama4ForCausalLM"
@@ -69,15 +70,13 @@ def _text_config(raw: Mapping[str, object], text: Mapping[str, object], keys: Co
         reason = f"attention_bias is {short(text['attention_bias'])}: linear layers with a bias are not supported"
         raise LlamacError("LLC0307", "layers.N.attn", reason, "compile a checkpoint without biases")
     hidden, heads = keys.integer("hidden_size", 5120), keys.integer("num_attention_heads", 40)
-    layers = keys.integer("num_hidden_layers", 48)
+    layers = keys.integer("num_hidden_layers", 48, most=MOST_LAYERS)
     theta, scaling = rope_from_hf(text, keys.ledger, 500000.0)
     moe = _mixture(keys, layers)
-    dense = moe is None or len(moe.layers) < layers
-    inner = keys.integer("intermediate_size_mlp", 16384) if dense else keys.integer("intermediate_size", 8192)
     return LlamaConfig(
         name="",
         hidden_size=hidden,
-        intermediate_size=inner,
+        intermediate_size=keys.integer("intermediate_size_mlp", 16384),
         layers=layers,
         heads=heads,
         kv_heads=keys.integer("num_key_value_heads", 8),
@@ -134,7 +133,7 @@ def _indices(keys: ConfigKeys, key: str, limit: int) -> tuple[int, ...] | None:
 
 def _mixture(keys: ConfigKeys, layers: int) -> MixtureOfExperts | None:
     """None for Guard 4, which has no experts left."""
-    experts = keys.integer("num_local_experts", 16, least=0)
+    experts = keys.integer("num_local_experts", 16, least=0, most=MOST_EXPERTS)
     listed = _indices(keys, "moe_layers", layers)
     if listed is None:
         step = keys.integer("interleave_moe_layer_step", 1, least=0)
@@ -195,10 +194,10 @@ def _vision(raw: Mapping[str, object], ledger: list[LedgerEntry]) -> Llama4Visio
     if keys.integer("vision_output_dim", 7680) != output:
         reason = f"vision_output_dim differs from projector_output_dim {output}, which feeds it"
         raise LlamacError("LLC0304", where, reason, "correct the config")
-    return Llama4Vision(
+    found = Llama4Vision(
         hidden_size=keys.integer("hidden_size", 768),
         intermediate_size=keys.integer("intermediate_size", 5632),
-        layers=keys.integer("num_hidden_layers", 34),
+        layers=keys.integer("num_hidden_layers", 34, most=MOST_LAYERS),
         heads=keys.integer("num_attention_heads", 16),
         image_size=_square(keys, "image_size", 448),
         patch_size=_square(keys, "patch_size", 14),
@@ -212,6 +211,7 @@ def _vision(raw: Mapping[str, object], ledger: list[LedgerEntry]) -> Llama4Visio
         image_start_token=outer.integer("boi_token_index", 200080),
         image_end_token=outer.integer("eoi_token_index", 200081),
     )
+    return checked_encoder(found, where)
 
 
 def _square(keys: ConfigKeys, key: str, default: int) -> int:

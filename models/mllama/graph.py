@@ -39,7 +39,7 @@ class MllamaBuilder(LlamaBuilder):
         self.positions = graph.argument("positions")
         self.prepare()
         with b.at("embed"):
-            hidden = self.cast(b.op("embedding", self.parameter("embed"), graph.argument("ids")), self.dtype)
+            hidden = self.embedded(graph)
         states: list[Value] = []
         for layer in range(c.layers):
             if layer in c.cross_layers:

@@ -6,9 +6,12 @@ Pillow is loaded on first use: `pip install llamac[images]`.
 from __future__ import annotations
 
 import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llamac.errors import LlamacError
 
@@ -23,27 +26,46 @@ LARGEST_PIXELS = 64_000_000
 """Bytes, width or height, and pixels of the largest picture read: 64 million pixels take 192 MB as RGB."""
 
 _WHITE = (255, 255, 255)
+_DECODING = threading.Lock()
 
 
-def open_picture(source: bytes | Path | str, name: str = "image") -> Image:
-    """The picture in `source` (the bytes of a file, or its path) as an RGB image, turned as its EXIF data says.
+def open_picture(source: bytes | Path | str | Image, name: str = "image") -> Image:
+    """The picture in `source` (the bytes of a file, its path, or an open image) as RGB, turned as its EXIF data says.
 
     Transparency shows white. Raises LLC0830 without Pillow, LLC0831 for what cannot be decoded, LLC0832 for what is
     too large and LLC0833 for an animation; `name` is the place that the errors name.
     """
     pillow = _pillow()
-    data = _bytes_of(source, name)
-    try:
-        picture = pillow.open(io.BytesIO(data), formats=FORMATS)
-    except pillow.DecompressionBombError as error:
-        raise _too_large(name, str(error)) from None
-    except Exception as error:  # decoders of hostile files raise anything
-        raise _unreadable(name, error) from None
+    picture: Any = source if isinstance(source, pillow.Image) else _decoded(pillow, source, name)
     _check_size(picture, name)
     _check_content(picture, name)
     try:
-        return _upright_rgb(picture)
+        with _whole_files_only():
+            return _upright_rgb(picture)
     except Exception as error:  # as above: the pixels are decoded here
+        raise _unreadable(name, error) from None
+
+
+@contextmanager
+def _whole_files_only() -> Iterator[None]:
+    """No grey stand-in for the missing part of a truncated file, even where another library has asked Pillow for it."""
+    from PIL import ImageFile
+
+    with _DECODING:
+        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _decoded(pillow: ModuleType, source: Any, name: str) -> Any:
+    data = _bytes_of(source, name)
+    try:
+        return pillow.open(io.BytesIO(data), formats=FORMATS)
+    except pillow.DecompressionBombError as error:
+        raise _too_large(name, str(error)) from None
+    except Exception as error:  # decoders of hostile files raise anything
         raise _unreadable(name, error) from None
 
 
@@ -64,7 +86,7 @@ def _bytes_of(source: bytes | Path | str, name: str) -> bytes:
     try:
         with Path(source).open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise LlamacError("LLC0831", name, f"cannot be read: {reason}", "check the path") from None
     if len(data) > LARGEST_FILE:

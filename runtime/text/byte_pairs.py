@@ -1,4 +1,4 @@
-"""Byte-pair merging over a table of ranks, as tiktoken does it: the pair of the lowest rank first, the leftmost of equals."""
+"""Byte-pair merging over a table of ranks, as tiktoken does it: the lowest rank first, the leftmost of equals."""
 
 from __future__ import annotations
 

@@ -107,19 +107,20 @@ class TokenizerBase:
 def load_tokenizer(kind: str, files: Mapping[str, bytes], info: Mapping[str, Any]) -> TokenizerBase:
     """Build the tokenizer that an artifact or a checkpoint describes.
 
-    `files` holds the stored files by name; `info` may override what they say: `bos_id`, `eos_id`, `add_bos`,
-    `special_tokens` (text -> id, tiktoken only). Raises LLC0901 for a kind this runtime does not know, LLC0902 when the
-    library it needs is missing and LLC0903/0904/0905 for files it cannot use.
+    `files` holds the stored files by name, `ranks.table` among them where the compiler could make one; `info` may
+    override what they say: `bos_id`, `eos_id`, `add_bos`, `special_tokens` (text -> id, Llama 3 and 4 only). Raises
+    LLC0901 for a kind this runtime does not know, LLC0902 when the library it needs is missing and LLC0903/0904/0905
+    for files it cannot use.
     """
     match kind:
+        case "tokenizer.json" | "tiktoken" if "ranks.table" in files:
+            from .tokenizer_llama import load_llama
+
+            return load_llama(files, info)
         case "tokenizer.json":
             from .tokenizer_json import load_tokenizer_json
 
             return load_tokenizer_json(files, info)
-        case "tiktoken" if "ranks.table" in files:
-            from .tokenizer_llama import load_llama
-
-            return load_llama(files, info)
         case "tiktoken":
             from .tokenizer_tiktoken import load_tiktoken
 

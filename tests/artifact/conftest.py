@@ -57,10 +57,17 @@ def make_manifest() -> dict[str, Any]:
                 ],
             }
         ],
+        "image": {
+            "ir": "tokenizer/vocabulary.json",
+            "pixels": [1, 3, 4, 4],
+            "embeddings": [4, 8],
+            "joint": False,
+            "passes": [],
+        },
         "memory": {
             "arena_bytes": 4096,
             "kv_page_tokens": 256,
-            "caches": [{"chunk": 0, "layers": 2, "page_bytes": 65536}],
+            "caches": [{"chunk": 0, "layers": [0, 1], "page_bytes": 65536}],
             "kv_dtype": "f32",
             "max_step_tokens": 64,
             "weight_bytes": 2400,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import shutil
 import struct
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -199,3 +201,15 @@ def host_cpus() -> list[str]:
         "znver4": {"avx512_vnni", "avx512_bf16", "avx512vbmi", "gfni", "vaes"},
     }
     return [cpu for cpu, needed in needs.items() if needed <= flags]
+
+
+def build_runners(cases: Sequence[Case], folder: Path) -> dict[str, Runner]:
+    """The cases compiled for every instruction set that runs here, the oldest first, aarch64 last."""
+    builds: dict[str, Callable[[], Runner]] = {
+        cpu: functools.partial(Library, cases, cpu, folder) for cpu in host_cpus()
+    }
+    if Emulated.missing() is None:
+        builds |= {cpu: functools.partial(Emulated, cases, cpu, folder) for cpu in ("generic", "neoverse_n1")}
+    with ThreadPoolExecutor(2) as workers:
+        waiting = {cpu: workers.submit(build) for cpu, build in builds.items()}
+    return {cpu: future.result() for cpu, future in waiting.items()}

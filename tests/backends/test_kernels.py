@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-from kernel_driver import Case, Emulated, Library, Runner, host_cpus
+from every_way import ROWS, check_every_way, same_bits, strided
+from kernel_driver import Case, Emulated, Runner, build_runners
 from panel16 import (
     DENSE_TYPES,
     Array,
@@ -21,10 +19,6 @@ from panel16 import (
     pack_dense,
     quantize_rows,
 )
-
-ROWS = 17
-ROW_COUNTS = (1, 2, 4, 5, 12, 13, 16)
-THREADS = (2, 3)
 
 DENSE = [("f32", 40, 21), ("f32", 96, 64), ("f16", 33, 7), ("bf16", 100, 50), ("bf16", 16, 33), ("e4m3fn", 50, 37)]
 GROUPED = [
@@ -41,7 +35,18 @@ GROUPED = [
     (Grouped(8, False, 32, 32, 16), 18, 70),
     (Grouped(8, False, 128, 16, 32), 34, 200),
 ]
-ATTENTION = [(3, 3, 16, "f32"), (9, 3, 64, "f32"), (8, 2, 80, "f16"), (4, 1, 128, "bf16"), (2, 1, 20, "f32")]
+ATTENTION = [
+    (3, 3, 16, "f32", 0),
+    (9, 3, 64, "f32", 0),
+    (8, 2, 80, "f16", 0),
+    (4, 1, 128, "bf16", 0),
+    (2, 1, 20, "f32", 0),
+    (4, 2, 32, "f32", 256),
+    (6, 2, 16, "f32", 300),
+    (5, 1, 64, "f16", 40),
+    (2, 1, 20, "bf16", 1),
+]
+"""Query heads, KV heads, width, dtype of the cache and chunk: 0 is none, 256 a page, 300 and 40 begin inside pages."""
 WIDTHS = [48, 100, 576]
 """Row widths of the norm, quantization, and element-wise cases."""
 
@@ -98,15 +103,15 @@ def _row_cases() -> list[Case]:
 
 def _attention_cases() -> list[Case]:
     cases = []
-    for heads, kv_heads, dim, kind in ATTENTION:
-        name, literal = f"{heads}-{kv_heads}-{dim}-{kind}", f"LLAMAC_{kind.upper()}"
+    for heads, kv_heads, dim, kind, chunk in ATTENTION:
+        name, literal = f"{heads}-{kv_heads}-{dim}-{kind}-{chunk}", f"LLAMAC_{kind.upper()}"
         kv = "((llamac_kv){B(uint8_t, 0), S(1), B(int32_t, 1), 3})"
         row = kv_heads * dim
         append = f"{kv}, 1, {kv_heads}, {dim}, {literal}, B(float, 4), {row}, B(float, 5), {row}, S(0), "
         append += "B(int32_t, 2), B(int32_t, 3), B(float, 6), B(float, 7)"
         cases.append(Case(f"append-{name}", f"llamac_kv_append(th, {append});"))
         attend = f"B(float, 4), {heads * dim}, B(float, 5), {heads * dim}, S(0), {kv}, 1, {heads}, {kv_heads}, {dim}, "
-        attend += f"{literal}, {dim**-0.5!r}f, 0, B(int32_t, 2), B(int32_t, 3)"
+        attend += f"{literal}, {dim**-0.5!r}f, {chunk}, B(int32_t, 2), B(int32_t, 3)"
         cases.append(Case(f"attention-{name}", f"llamac_attention(th, {attend});"))
     angles = "llamac_rope_angles(th, B(float, 0), B(float, 1), B(int32_t, 2), S(0), B(float, 3), S(1));"
     rope = "llamac_rope_rows(th, B(float, 0), 200, S(0), 3, 64, B(float, 1), B(float, 2));"
@@ -124,15 +129,7 @@ def all_cases() -> list[Case]:
 @pytest.fixture(scope="module")
 def runners(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Runner]:
     """The cases compiled for every instruction set that runs here, the oldest first."""
-    folder = tmp_path_factory.mktemp("kernels")
-    builds: dict[str, Callable[[], Runner]] = {
-        cpu: functools.partial(Library, all_cases(), cpu, folder) for cpu in host_cpus()
-    }
-    if Emulated.missing() is None:
-        builds |= {cpu: functools.partial(Emulated, all_cases(), cpu, folder) for cpu in ("generic", "neoverse_n1")}
-    with ThreadPoolExecutor(2) as workers:
-        waiting = {cpu: workers.submit(build) for cpu, build in builds.items()}
-    return {cpu: future.result() for cpu, future in waiting.items()}
+    return build_runners(all_cases(), tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.mark.parametrize("cpu", ["x86_64_v3", "x86_64_v4", "znver4", "neoverse_n1"])
@@ -140,34 +137,6 @@ def test_instruction_sets_that_were_run(runners: dict[str, Runner], cpu: str) ->
     """Says by a skip which instruction sets the comparisons of this file could not cover here."""
     if cpu not in runners:
         pytest.skip(Emulated.missing() or "this processor lacks its instructions")
-
-
-def check_every_way(runners: dict[str, Runner], expected: Array, run: Callable[[Runner, int, int], Array]) -> None:
-    """`run(runner, threads, rows)` gives the bits of expected[:rows] on every instruction set, with every number of
-    threads and rows.
-    """
-    for cpu, runner in runners.items():
-        same_bits(run(runner, 1, len(expected)), expected, f"{cpu}, all rows")
-        emulated = isinstance(runner, Emulated)
-        for threads in THREADS[:1] if emulated else THREADS:
-            same_bits(run(runner, threads, len(expected)), expected, f"{cpu}, {threads} threads")
-        for rows in ROW_COUNTS[:1] if emulated else ROW_COUNTS:
-            if rows < len(expected):
-                same_bits(run(runner, 2, rows), expected[:rows], f"{cpu}, {rows} rows, 2 threads")
-
-
-def same_bits(found: Array, expected: Array, where: str) -> None:
-    assert found.dtype == expected.dtype and found.shape == expected.shape
-    as_bits = f"u{found.dtype.itemsize}"
-    different = np.argwhere(found.view(as_bits) != expected.view(as_bits))
-    assert len(different) == 0, f"{where}: {len(different)} of {found.size} differ, the first at {different[0]}"
-
-
-def strided(rows: Array, stride: int) -> Array:
-    """Rows laid out with a longer stride; what lies between holds a marker."""
-    wide = np.full((rows.shape[0], stride), 7777, rows.dtype)
-    wide[:, : rows.shape[1]] = rows
-    return wide
 
 
 @pytest.mark.parametrize("case", DENSE, ids=dense_name)
@@ -416,9 +385,9 @@ LENGTHS = (311, 1, 514)
 
 
 @pytest.mark.parametrize("case", ATTENTION, ids=lambda case: "-".join(map(str, case)))
-def test_attention(runners: dict[str, Runner], case: tuple[int, int, int, str]) -> None:
+def test_attention(runners: dict[str, Runner], case: tuple[int, int, int, str, int]) -> None:
     """Appending and attending with three sequences at once, in a cache that was full of NaN before."""
-    heads, kv_heads, dim, kind = case
+    heads, kv_heads, dim, kind, chunk = case
     name, element = "-".join(map(str, case)), {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}[kind]
     random = np.random.default_rng(10)
     positions = np.concatenate([np.arange(n) for n in LENGTHS]).astype(np.int32)
@@ -429,9 +398,9 @@ def test_attention(runners: dict[str, Runner], case: tuple[int, int, int, str]) 
     keys = rotated(k.reshape(-1, kv_heads, dim), cosines, sines).astype(element)
     values = v.reshape(-1, kv_heads, dim).astype(element)
     expected_cache = _filled_cache(keys, values, positions, sequences)
-    rows = np.array([*range(300, 311), 311, 825])  # eleven new tokens, and one each of the other sequences
+    rows = np.array([*range(294, 311), 311, 825])  # seventeen new tokens, and one each of the other sequences
     q = random.standard_normal((rows.size, heads * dim)).astype(np.float32)
-    exact = _attention(q.reshape(-1, heads, dim), keys, values, rows, positions, sequences).reshape(rows.size, -1)
+    exact = _attention(q.reshape(-1, heads, dim), keys, values, rows, positions, sequences, chunk)
     first: Array | None = None
     for cpu, runner in runners.items():
         cache = np.full((PAGES, page), np.nan, element)
@@ -442,15 +411,22 @@ def test_attention(runners: dict[str, Runner], case: tuple[int, int, int, str]) 
         def run(runner: Runner, threads: int, count: int, pick: Any = slice(None), cache: Array = cache) -> Array:
             chosen = rows[pick][:count]
             out = np.zeros((chosen.size, heads * dim), np.float32)
-            arrays = [cache, TABLE, positions[chosen], sequences[chosen], out, q[pick][:count].copy()]
+            arrays = [
+                cache,
+                _seen_pages(positions[chosen], sequences[chosen], chunk),
+                positions[chosen],
+                sequences[chosen],
+                out,
+                q[pick][:count].copy(),
+            ]
             runner.run(f"attention-{name}", threads, [chosen.size, cache.nbytes // PAGES], arrays)
             return out
 
         if first is None:
             first = run(runner, 1, rows.size)
-            np.testing.assert_allclose(first, exact, rtol=2e-5, atol=2e-6)
+            np.testing.assert_allclose(first, exact.reshape(rows.size, -1), rtol=2e-5, atol=2e-6)
         check_every_way({cpu: runner}, first, run)
-        for row in (5, 11, 12):
+        for row in (5, 6, 17, 18):
             same_bits(run(runner, 2, 1, slice(row, row + 1)), first[row : row + 1], f"{cpu}, row {row} alone")
 
 
@@ -465,12 +441,24 @@ def _filled_cache(keys: Array, values: Array, positions: Array, sequences: Array
     return cache
 
 
-def _attention(q: Array, keys: Array, values: Array, rows: Array, positions: Array, sequences: Array) -> Array:
-    """Plain causal attention in f64."""
+def _seen_pages(positions: Array, sequences: Array, chunk: int) -> Array:
+    """The page tables without the pages that none of these rows sees."""
+    table = TABLE.copy()
+    for sequence in range(len(TABLE)):
+        mine = positions[sequences == sequence]
+        table[sequence, : (mine.min() // chunk * chunk if chunk else 0) // 256 if mine.size else 3] = -1
+    return table
+
+
+def _attention(
+    q: Array, keys: Array, values: Array, rows: Array, positions: Array, sequences: Array, chunk: int
+) -> Array:
+    """Plain causal attention in f64, each row within its own chunk."""
     out = np.zeros(q.shape, np.float64)
     ratio = q.shape[1] // keys.shape[1]
     for i, row in enumerate(rows):
-        seen = np.flatnonzero((sequences == sequences[row]) & (positions <= positions[row]))
+        first = positions[row] // chunk * chunk if chunk else 0
+        seen = np.flatnonzero((sequences == sequences[row]) & (positions <= positions[row]) & (positions >= first))
         for head in range(q.shape[1]):
             k, v = (part[seen, head // ratio].astype(np.float64) for part in (keys, values))
             scores = k @ q[i, head].astype(np.float64) * q.shape[2] ** -0.5

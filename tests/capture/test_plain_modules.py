@@ -17,7 +17,7 @@ import llamac
 from llamac.models.capture.captured import CapturedModel
 from llamac.models.capture.factory import open_torch
 from llamac.models.llama.graph import build_llama
-from llamac.passes.pipelines import raise_and_fuse, plain_layers
+from llamac.passes.pipelines import plain_layers, raise_and_fuse
 from llamac.transform.base import PassContext
 from llamac.transform.canonical import canonical_text
 from llamac.transform.pipeline import run_pipeline
@@ -149,3 +149,15 @@ def test_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     arguments = ["--from", "torch", "plain_llama:make", "--no-tokenizer", "--quantize", "f32", "-o", str(out), "--json"]
     ran = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert ran.exit_code == 0 and out.is_file() and '"model": "plain"' in ran.stdout
+
+
+def test_opt_captures_a_module_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from llamac.cli.opt import command
+
+    monkeypatch.chdir(os.path.dirname(__file__))
+    arguments = ["--from-torch", "plain_llama:make", "--pipeline", "cpu", "--stop-after", "enter-model"]
+    ran = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert ran.exit_code == 0
+    assert ran.stdout.count(" = attention ") == CONFIG.layers

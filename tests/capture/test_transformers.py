@@ -16,7 +16,7 @@ from llamac.ir.graph import DataSource, Module
 from llamac.ir.printer import print_module
 from llamac.models.capture.captured import CapturedModel
 from llamac.models.llama.graph import build_llama
-from llamac.passes.pipelines import raise_and_fuse, plain_layers
+from llamac.passes.pipelines import plain_layers, raise_and_fuse
 from llamac.transform.base import PassContext
 from llamac.transform.canonical import canonical_text
 from llamac.transform.pipeline import run_pipeline

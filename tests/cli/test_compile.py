@@ -153,7 +153,11 @@ def test_the_c_example_runs_the_artifact(tiny: Path, tmp_path: Path) -> None:
         "./model.so",
     ]
     subprocess.run([*build, "-o", "example"], cwd=tmp_path, check=True, env=compiler_environment())
-    sizes = (manifest["memory"]["caches"][0]["page_bytes"], manifest["memory"]["arena_bytes"], manifest["model"]["vocab_size"])
+    sizes = (
+        manifest["memory"]["caches"][0]["page_bytes"],
+        manifest["memory"]["arena_bytes"],
+        manifest["model"]["vocab_size"],
+    )
     words = ["./example", "weights.bin", *map(str, sizes), "5", "6", "7"]
     found = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     assert [int(line) for line in found.split()] == list(expected)

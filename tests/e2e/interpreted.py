@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llamac.driver import CompiledGraph, compile_graph
 from llamac.ir.interpreter import Interpreter
-from llamac.ir.ops.cache_ops import CacheState
+from llamac.ir.kv_groups import whole_sequences, without_pictures
 from llamac.models.checkpoint import Checkpoint
 from llamac.models.graph import build_graph
 from llamac.models.llama.config import LlamaConfig
@@ -24,13 +24,15 @@ Floats = NDArray[np.float32]
 def captured_logits(checkpoint: Checkpoint, ids: list[int], first: int | None = None) -> Floats:
     """Logits of the captured graph with f32 activations; the first `first` ids in a call of their own (none: all)."""
     config = replace(checkpoint.config, dtype="f32")
-    interpreter = Interpreter(build_graph(config, checkpoint.tensors), checkpoint.read_rows)
+    module = build_graph(config, checkpoint.tensors)
+    interpreter = Interpreter(module, checkpoint.read_rows)
     empty = np.zeros((config.kv_heads, 0, config.head_dim), np.float32)
     past = [empty] * (2 * config.layers)
     rows: list[Floats] = []
     cuts = [0, len(ids)] if first is None else [0, first, len(ids)]
     for start, stop in pairwise(cuts):
         inputs: dict[str, Any] = {"ids": ids[start:stop], "positions": np.arange(start, stop)}
+        inputs |= without_pictures(module.step, stop - start)
         for layer in range(config.layers):
             inputs[f"past_k.{layer}"], inputs[f"past_v.{layer}"] = past[2 * layer : 2 * layer + 2]
         logits, *past = interpreter.run(inputs)
@@ -67,17 +69,6 @@ def kernel_logits(checkpoint: Checkpoint, compiled: CompiledGraph, ids: list[int
 
 def kernel_logits_of(checkpoint: Checkpoint, compiled: CompiledGraph, prompts: list[list[int]]) -> list[Floats]:
     """Logits of the kernel-level graph after every id of several sequences, all in one ragged step."""
-    cache = compiled.module.step.argument("cache").cache
-    lengths = [len(prompt) for prompt in prompts]
-    pages = -(-max(lengths) // cache.page)
-    outputs = Interpreter(compiled.module, checkpoint.read_rows).run(
-        {
-            "token_ids": np.concatenate(prompts),
-            "positions": np.concatenate([np.arange(length) for length in lengths]),
-            "sequence_of_token": np.repeat(np.arange(len(prompts)), lengths),
-            "page_tables": np.arange(pages * len(prompts)).reshape(len(prompts), pages),
-            "logit_rows": np.arange(sum(lengths)),
-            "cache": CacheState.empty(cache, pages * len(prompts), False),
-        }
-    )
-    return np.split(np.asarray(outputs[0], np.float32), np.cumsum(lengths)[:-1])
+    interpreter = Interpreter(compiled.module, checkpoint.read_rows)
+    outputs = interpreter.run(whole_sequences(compiled.module.step, prompts))
+    return np.split(np.asarray(outputs[0], np.float32), np.cumsum([len(prompt) for prompt in prompts])[:-1])

@@ -14,8 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import numpy as safetensors_numpy
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 Floats = NDArray[np.float32]
 Parts = dict[str, NDArray[Any]]
@@ -49,7 +48,7 @@ def fp8_rows(scale_type: Any) -> Packer:
 
 
 def fp8_tensor(shape: tuple[int, ...]) -> Packer:
-    """ModelOpt and compressed-tensors: one scale for the whole matrix, and one of the activations, which is not read."""
+    """ModelOpt and compressed-tensors: one scale for the matrix, and one of the activations, which is not read."""
 
     def pack(w: Floats) -> tuple[Parts, Floats]:
         scale = np.full(shape, np.abs(w).max() / 448, np.float32)
@@ -150,8 +149,17 @@ def awq(group: int) -> Packer:
     return pack
 
 
-def quantize_folder(folder: Path, quantization: dict[str, Any], pack: Packer, skipped: str = "lm_head") -> Parts:
-    """Replace the linear layers of a saved model by packed ones; returns all its values as they are now."""
+def quantize_folder(
+    folder: Path,
+    quantization: dict[str, Any],
+    pack: Packer,
+    skipped: str = "lm_head",
+    edit: Callable[[Parts], Parts] = lambda stored: stored,
+) -> Parts:
+    """Replace the linear layers of a saved model by packed ones; returns all its values as they are now.
+
+    `edit` changes the tensors before they are saved.
+    """
     weights = load_file(folder / "model.safetensors")
     stored: Parts = {}
     values: Parts = {}
@@ -162,7 +170,8 @@ def quantize_folder(folder: Path, quantization: dict[str, Any], pack: Packer, sk
             continue
         parts, values[name] = pack(weight.astype(np.float32))
         stored |= {f"{module}.{part}": array for part, array in parts.items()}
-    safetensors_numpy.save_file({k: np.ascontiguousarray(v) for k, v in stored.items()}, folder / "model.safetensors")
+    stored = edit(stored)
+    save_file({k: np.ascontiguousarray(v) for k, v in stored.items()}, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
     return values

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from interpreted import captured_logits, kernel_graph, kernel_logits
-from tiny_llama import relative_error, some_ids
+from tiny_gguf import to_halves, to_pairs
+from tiny_llama import TinyShape, make_reference, reference_logits, relative_error, save_checkpoint, some_ids
 from tiny_meta import PARAMS, VOCABULARY, State, llama3, llama4, meta_logits, published_llama4, sharded, write_meta
 
 from llamac.errors import LlamacError
 from llamac.models.checkpoint import Checkpoint
+from llamac.models.llama.weights import META, stored_name
 from llamac.models.sources import open_source
 
 TOLERANCE_F32 = 1e-5
@@ -201,7 +203,9 @@ def test_bad_folders(model: Any, tmp_path: Path) -> None:
     folder = _changed(state, 1, tmp_path / "one", n_layers=1)
     assert refusal(folder).code == "LLC0207"
     folder = _changed(state, 1, tmp_path / "one", vision_num_cross_attention_layers=8)
-    assert (refusal(folder).code, refusal(folder).where) == ("LLC0301", "params.json")
+    assert (refusal(folder).code, refusal(folder).where) == ("LLC0304", "params.json")
+    folder = _changed(state, 1, tmp_path / "one", vision_args={"dim": 8})
+    assert (refusal(folder).code, refusal(folder).where) == ("LLC0302", "params.json vision_args")
     folder = _changed({**state, "layers.0.attention.bias": torch.ones(4)}, 1, tmp_path / "one")
     assert refusal(folder).code == "LLC0207"
     folder = _changed({**state, "norm.weight": torch.ones(64, dtype=torch.float64)}, 1, tmp_path / "one")
@@ -225,3 +229,116 @@ def test_bad_folders(model: Any, tmp_path: Path) -> None:
 def test_int4_releases(model: Any, arguments: dict[str, Any], words: str, tmp_path: Path) -> None:
     error = refusal(_changed(dict(model.state_dict()), 1, tmp_path / "m", quantization_args=arguments))
     assert error.code == "LLC0222" and words in error.reason and "--quantize int4" in error.hint
+
+
+def _fp8_folder(model: Any, ranks: int, folder: Path) -> tuple[Path, State]:
+    """The MLP of layer 1 as Meta's FP8 releases have it; returns the model's weights as they are now."""
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    shards, scales = sharded(state, ranks, LLAMA3), []
+    for rank, shard in enumerate(shards):
+        found = {}
+        for key in ("w1", "w2", "w3"):
+            weight = shard[f"layers.1.feed_forward.{key}.weight"]
+            scale = weight.abs().amax(dim=1) / 448
+            quants = (weight / scale[:, None]).to(torch.float8_e4m3fn)
+            shard[f"layers.1.feed_forward.{key}.weight"] = quants
+            found[f"1_feed_forward.{key}_{rank}"] = scale
+            whole = state[f"layers.1.feed_forward.{key}.weight"]
+            whole.chunk(ranks, 1 if key == "w2" else 0)[rank].copy_(quants.float() * scale[:, None])
+        scales.append(found)
+    write_meta(folder, shards, LLAMA3)
+    for rank, found in enumerate(scales):
+        torch.save(found, folder / f"fp8_scales_{rank}.pt")
+    return folder, state
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_fp8_releases(ranks: int, tmp_path: Path) -> None:
+    model = llama3(LLAMA3)
+    folder, state = _fp8_folder(model, ranks, tmp_path / "m")
+    model.load_state_dict(state)
+    checkpoint = open_source(folder)
+    down = "fp8-row-sym-f32" if ranks == 1 else "fp8-g112-sym-f32"
+    assert checkpoint.tensors["layers.1.mlp.up"].encoding == "fp8-row-sym-f32"
+    assert checkpoint.tensors["layers.1.mlp.down"].encoding == down
+    assert any("fp8 matrices" in item["what"] for item in checkpoint.ledger)
+    reference = meta_logits(model, IDS)
+    assert relative_error(captured_logits(checkpoint, IDS), reference) < TOLERANCE_F32
+    if ranks == 1:
+        compiled = kernel_graph(checkpoint, "keep", "f32")
+        assert relative_error(kernel_logits(checkpoint, compiled, IDS), reference) < TOLERANCE_F32
+        return
+    with pytest.raises(LlamacError, match=r"LLC0506 .*several scales a row"):
+        kernel_graph(checkpoint, "keep", "f32")
+    for scheme, tolerance in (("f32", TOLERANCE_F32), ("fp8", 0.2)):
+        compiled = kernel_graph(checkpoint, scheme, "f32")
+        assert relative_error(kernel_logits(checkpoint, compiled, IDS), reference) < tolerance
+
+
+def test_fp8_without_scales(model: Any, tmp_path: Path) -> None:
+    folder, _ = _fp8_folder(model, 2, tmp_path / "m")
+    torch.save({"0_feed_forward.w1_1": torch.ones(3)}, folder / "fp8_scales_1.pt")
+    error = refusal(folder)
+    assert error.code == "LLC0206" and "1_feed_forward.w1_1" in error.reason
+    (folder / "fp8_scales_1.pt").unlink()
+    assert (refusal(folder).code, refusal(folder).where) == ("LLC0205", "fp8_scales_1.pt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"dim": 0}, "LLC0303"),
+        ({"dim": "64"}, "LLC0303"),
+        ({"dim": 60}, "LLC0304"),
+        ({"n_heads": None}, "LLC0302"),
+        ({"n_kv_heads": 3}, "LLC0304"),
+        ({"n_layers": 10**9}, "LLC0303"),
+        ({"n_layers": True}, "LLC0303"),
+        ({"head_dim": 9}, "LLC0304"),
+        ({"norm_eps": -1}, "LLC0303"),
+        ({"ffn_dim_multiplier": 1e300}, "LLC0303"),
+        ({"rope_theta": 1e400}, "LLC0303"),
+        ({"use_scaled_rope": 1}, "LLC0303"),
+        ({"moe_args": 5}, "LLC0303"),
+        ({"moe_args": {"num_experts": 10**12}}, "LLC0303"),
+        ({"moe_args": {"num_experts": 4, "top_k": 0}}, "LLC0303"),
+        ({"nope_layer_interval": 0}, "LLC0303"),
+        ({"lora_args": {"rank": 16, "scale": 2.0}}, "LLC0222"),
+        ({"vision_num_cross_attention_layers": 10**9}, "LLC0304"),
+        ({"vision_args": 5}, "LLC0303"),
+    ],
+    ids=str,
+)
+def test_params_that_cannot_be(changes: dict[str, Any], code: str) -> None:
+    from llamac.models.llama.meta_config import config_from_meta
+
+    with pytest.raises(LlamacError) as caught:
+        config_from_meta({k: v for k, v in (LLAMA3 | changes).items() if v is not None}, VOCABULARY, "bf16")
+    assert caught.value.code == code and caught.value.where.startswith("params.json") and caught.value.hint
+
+
+def test_unknown_params_are_noted() -> None:
+    from llamac.models.llama.meta_config import config_from_meta
+
+    _, ledger = config_from_meta(LLAMA3 | {"new_key": [1, 2], "max_seq_len": 8}, VOCABULARY, "bf16")
+    assert [item["where"] for item in ledger if item["kind"] == "unknown-key"] == ["params.json new_key"]
+
+
+def test_the_same_model_in_both_forms(tmp_path: Path) -> None:
+    """One model saved by transformers and in Meta's form: the same weights but for the order of q and k, one answer."""
+    shape = TinyShape(group=2, head_dim=16, width=64, inner=176, vocab=132, scaled=False)
+    reference = make_reference(shape)
+    hf = open_source(save_checkpoint(reference, shape, tmp_path / "hf"))
+    params = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "multiple_of": 176, "rope_theta": 10000.0}
+    state = {}
+    for name, stored in ((name, stored_name(name, META)) for name in hf.tensors):
+        array = values(hf, name)
+        state[stored] = torch.from_numpy(to_pairs(array, 16) if name.endswith((".q", ".k")) else array.copy())
+    meta = open_source(write_meta(tmp_path / "meta", sharded(state, 2, params), params))
+    assert (hf.config.rope_style, meta.config.rope_style) == ("half_split", "interleaved")
+    for name in hf.tensors:
+        undo = to_halves(values(meta, name), 16) if name.endswith((".q", ".k")) else values(meta, name)
+        assert np.array_equal(undo, values(hf, name)), name
+    ids = some_ids(shape.vocab, 24)
+    logits = [captured_logits(checkpoint, ids) for checkpoint in (hf, meta)]
+    assert all(relative_error(found, reference_logits(reference, ids)) < TOLERANCE_F32 for found in logits)

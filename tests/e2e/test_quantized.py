@@ -29,7 +29,7 @@ from llamac.ir.evaluator import WeightEvaluator
 from llamac.models.checkpoint import Checkpoint
 from llamac.models.llama.graph import build_llama
 from llamac.models.sources import open_source
-from llamac.passes.pipelines import optimize_model, parse_quantization, quantize, raise_and_fuse, plain_layers
+from llamac.passes.pipelines import optimize_model, parse_quantization, plain_layers, quantize, raise_and_fuse
 from llamac.transform.base import PassContext
 from llamac.transform.matrices import matrices
 from llamac.transform.pipeline import run_pipeline
@@ -97,7 +97,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _quantized_weights(checkpoint: Checkpoint, scheme: str) -> dict[str, Floats]:
     """Model-level name -> the values that the scheme leaves of each weight matrix."""
     module = build_llama(checkpoint.config, checkpoint.tensors)
-    steps = [*raise_and_fuse(plain_layers(checkpoint.config.layers)), *optimize_model(plain_layers(checkpoint.config.layers)), *quantize(parse_quantization(scheme))]
+    steps = [
+        *raise_and_fuse(plain_layers(checkpoint.config.layers)),
+        *optimize_model(plain_layers(checkpoint.config.layers)),
+        *quantize(parse_quantization(scheme)),
+    ]
     run_pipeline(module, steps, PassContext(checkpoint.read_rows, []))
     evaluator = WeightEvaluator(checkpoint.read_rows)
     found = {weight.name: np.asarray(evaluator.whole(weight), np.float32) for weight in matrices(module, "all")}

@@ -19,7 +19,10 @@ SCOUT = RopeScaling("llama3", 16.0, 1.0, 1.0, 8192)
 
 @dataclass(frozen=True)
 class Tiny4:
-    """A tiny Llama 4: a chunk of 8 positions and a temperature that changes every 4, so that 20 tokens show both."""
+    """A tiny Llama 4: a chunk of 8 positions and a temperature that changes every 4, so that 20 tokens show both.
+
+    interval: every so many layers one is not rotated and sees everything; 0: all are rotated. chunk 0: all see all.
+    """
 
     layers: int = 4
     heads: int = 4
@@ -33,7 +36,9 @@ class Tiny4:
     step: int = 2
     qk_norm: bool = True
     chunk: int = 8
+    interval: int = 4
     tempered: bool = True
+    floor: int = 4
     vocab: int = 131
     tied: bool = False
     dtype: str = "f32"
@@ -61,10 +66,10 @@ class Tiny4:
             architecture="llama4",
             moe=MixtureOfExperts(self.experts, self.top_k, self.expert_inner, moe_layers) if self.experts else None,
             attention=AttentionPattern(
-                tuple(i for i in range(self.layers) if (i + 1) % 4 == 0),
+                tuple(i for i in range(self.layers) if self.interval and (i + 1) % self.interval == 0),
                 self.chunk,
                 self.qk_norm,
-                4.0,
+                float(self.floor),
                 0.1 if self.tempered else 0.0,
             ),
         )
@@ -91,10 +96,10 @@ class Tiny4:
             "num_local_experts": self.experts,
             "num_experts_per_tok": self.top_k,
             "moe_layers": list(range(self.step - 1, self.layers, self.step)) if self.experts else [],
-            "no_rope_layer_interval": 4,
-            "attention_chunk_size": self.chunk,
+            "no_rope_layers": [int(not self.interval or (i + 1) % self.interval != 0) for i in range(self.layers)],
+            "attention_chunk_size": self.chunk or 8192,
             "use_qk_norm": self.qk_norm,
-            "floor_scale": 4,
+            "floor_scale": self.floor,
             "attn_scale": 0.1,
             "attn_temperature_tuning": self.tempered,
             "rms_norm_eps": 1e-5,
@@ -184,6 +189,21 @@ def checkpoint_of(arrays: dict[str, Floats], config: LlamaConfig) -> Checkpoint:
     }
     rows = ArrayRows(stored)
     return Checkpoint(config, tensors, "random", None, None, GenerationDefaults(), config.name, None, [], rows)
+
+
+def save_model(model: Any, shape: Tiny4, folder: Path) -> Path:
+    """The folder that `save_pretrained` writes, in the shape's dtype; a config without chunks says so by null."""
+    import copy
+    import json
+
+    import torch
+
+    stored = copy.deepcopy(model).to(torch.bfloat16) if shape.dtype == "bf16" else model
+    stored.save_pretrained(folder)
+    if not shape.chunk:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_chunk_size": None}))
+    return folder
 
 
 def reference_logits(model: Any, ids: list[int]) -> Floats:

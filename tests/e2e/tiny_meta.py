@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 State = dict[str, "Tensor"]
 Floats = NDArray[np.float32]
 
-BY_COLUMNS = re.compile(r".*(attention\.wo|feed_forward\.w2|fc2_weight|w_out_shared_DF).*")
-REPLICATED = re.compile(r".*(norm|router_DE|rope\.freqs).*")
+BY_COLUMNS = re.compile(r".*(attention\.wo|feed_forward\.w2|fc2_weight|w_out_shared_DF|attn\.wo\.w|c_proj\.w).*")
+REPLICATED = re.compile(
+    r".*(norm|router_DE|rope\.freqs|ln_|class_embedding|positional|tile_pos|gate_|wo\.bias|c_proj\.bias).*"
+)
 
 PARAMS: dict[str, Any] = {
     "dim": 64,

@@ -47,7 +47,16 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 """Part -> the other parts of llamac it may import. `driver`: compile() and its files; `front`: `llamac/__init__`."""
 
-DRIVER_FILES = {"driver", "golden", "materialize", "certificate", "reproduction", "layer_kinds"}
+DRIVER_FILES = {
+    "driver",
+    "golden",
+    "materialize",
+    "certificate",
+    "reproduction",
+    "layer_kinds",
+    "manifest_entries",
+    "image_side",
+}
 DIVERGENCE_FILES = {"divergence", "recording", "traced_build", "weight_values"}
 
 LIBRARIES: dict[str, frozenset[str]] = {

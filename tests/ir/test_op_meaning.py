@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from running import run
 
 from llamac.ir.definition import Evaluation
 from llamac.ir.dims import symbol
-from llamac.ir.dtypes import BF16, DTYPES, F16, F32, I1, I8, I32, DType
+from llamac.ir.dtypes import BF16, DTYPES, F16, F32, I8, I32, DType
 from llamac.ir.graph import Attribute
 from llamac.ir.ops.cache_ops import CacheState
-from llamac.ir.registry import all_ops, find_op, infer_types
-from llamac.ir.types import CacheType, TensorType, Type, tensor
+from llamac.ir.registry import all_ops, find_op
+from llamac.ir.types import CacheType, tensor
 
 RANDOM = np.random.default_rng(11)
 X, Y = RANDOM.standard_normal((3, 4)), RANDOM.standard_normal((3, 4))
 POSITIVE = np.abs(X) + 0.1
-
-
-def run(
-    opcode: str, inputs: Sequence[Any], exact: bool = True, types: Sequence[Type] = (), **attributes: Attribute
-) -> list[Any]:
-    """The op on concrete inputs, its types inferred from the arrays unless given."""
-    kinds = {"f": F32, "i": I32, "b": I1}
-    given = list(types) or [tensor(*np.shape(x), kinds[np.asarray(x).dtype.kind]) for x in inputs]
-    results = infer_types(opcode, given, attributes)
-    float_type = np.float64 if exact else np.float32
-    values = [x if isinstance(x, CacheState) else np.asarray(x) for x in inputs]
-    values = [
-        x.astype(float_type) if getattr(x, "dtype", None) is not None and x.dtype.kind == "f" else x for x in values
-    ]
-    found = list(find_op(opcode).evaluate(Evaluation(values, attributes, results, {}, exact)))
-    for value, type in zip(found, results, strict=True):
-        if isinstance(type, TensorType):
-            assert np.shape(value) == type.concrete_shape({}), opcode
-    return found
+NUMBERS = np.array([[-9, -8, -1, 0], [1, 7, 8, 2**31 - 1]], np.int32)
 
 
 def _t(x: np.ndarray) -> torch.Tensor:
@@ -60,10 +43,20 @@ SIMPLE: dict[str, tuple[list[np.ndarray], dict[str, Attribute], Callable[..., An
     "sigmoid": ([X * 300], {}, torch.sigmoid),
     "erf": ([X * 3], {}, torch.erf),
     "tanh": ([X * 9], {}, torch.tanh),
+    "floor": ([X * 9], {}, torch.floor),
+    "log1p": ([POSITIVE * 1e-3], {}, torch.log1p),
+    "floor_divide": (
+        [NUMBERS, np.array([[8], [-3]], np.int32)],
+        {},
+        lambda a, b: torch.div(a, b, rounding_mode="floor"),
+    ),
+    "equal": ([NUMBERS, NUMBERS[:, ::-1] * NUMBERS[:1, 2:3] ** 2], {}, torch.eq),
+    "logical_and": ([X < 0, Y < 0], {}, torch.logical_and),
     "less": ([X, Y], {}, torch.lt),
     "less_equal": ([X, X], {}, torch.le),
     "select": ([X < Y, X, Y], {}, torch.where),
     "reduce_mean": ([X], {"axis": 0}, lambda x: x.mean(0, keepdim=True)),
+    "reduce_sum": ([X], {"axis": -2}, lambda x: x.sum(0, keepdim=True)),
     "softmax": ([X * 9], {"axis": 0}, lambda x: torch.softmax(x, 0)),
     "reshape": ([X], {"shape": (2, 6)}, lambda x: x.reshape(2, 6)),
     "transpose": ([X.reshape(3, 2, 2)], {"permutation": (2, 0, 1)}, lambda x: x.permute(2, 0, 1)),
@@ -79,6 +72,7 @@ SIMPLE: dict[str, tuple[list[np.ndarray], dict[str, Attribute], Callable[..., An
     "linear": ([X, Y], {}, F.linear),
     "swiglu": ([X, Y], {}, lambda g, u: F.silu(g) * u),
     "rms_norm": ([X, Y[0]], {"eps": 1e-3}, lambda x, w: F.rms_norm(x, (4,), w, 1e-3)),
+    "unit_rms_norm": ([X.reshape(2, 3, 2)], {"eps": 1e-3}, lambda x: F.rms_norm(x, (2,), None, 1e-3)),
 }
 
 
@@ -161,8 +155,16 @@ def test_permuted_rows_turn_one_convention_into_the_other() -> None:
     assert np.allclose(a @ a.transpose(0, 2, 1), b @ b.transpose(0, 2, 1))
 
 
-def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, positions: np.ndarray, scale: float) -> np.ndarray:
-    mask = _t(np.arange(k.shape[1])[None, :] <= positions[:, None])
+def test_floor_division_by_zero_is_zero() -> None:
+    (found,) = run("floor_divide", [NUMBERS, NUMBERS * 0])
+    assert not found.any()
+
+
+def _attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, positions: np.ndarray, scale: float, chunk: int = 10**6
+) -> np.ndarray:
+    keys, queries = np.arange(k.shape[1])[None, :], positions[:, None]
+    mask = _t((keys <= queries) & (keys // chunk == queries // chunk))
     found = F.scaled_dot_product_attention(
         _t(q)[None], _t(k)[None], _t(v)[None], attn_mask=mask, scale=scale, enable_gqa=True
     )
@@ -177,13 +179,57 @@ def test_attention(group: int) -> None:
     assert np.allclose(found, _attention(q, k, v, positions, 0.3), atol=1e-12)
 
 
-def _cache(exact: bool, dtype: DType = F32) -> CacheState:
-    return CacheState.empty(CacheType(2, 2, 4, 3, dtype), 5, exact)
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 8])
+def test_attention_within_chunks(chunk: int) -> None:
+    """Queries at the first, a middle and the last position of a chunk; a chunk beyond the keys is plain attention."""
+    q, k, v = (RANDOM.standard_normal((heads, n, 4)) for heads, n in ((4, 7), (2, 7), (2, 7)))
+    positions = np.array([6, 0, 1, 2, 3, 4, 5])
+    (found,) = run("attention", [q, k, v, positions], scale=0.3, chunk=chunk)
+    assert np.allclose(found, _attention(q, k, v, positions, 0.3, chunk), atol=1e-12)
+    if chunk >= 7:
+        assert (found == run("attention", [q, k, v, positions], scale=0.3)[0]).all()
 
 
-def test_append_and_attend_over_scattered_pages() -> None:
-    """Two sequences of 5 and 4 tokens in one step, against plain attention of each."""
-    state, lengths, layer = _cache(True), (5, 4), 1
+TEMPERED = np.array([0, 2, 3, 4, 6, 7, 8190, 8191, 8192, 16382, 16383, 1_048_575])
+"""On both sides of every step for floors of 4 and 8192."""
+
+
+@pytest.mark.parametrize("floor", [4.0, 8192.0])
+@pytest.mark.parametrize("exact", [True, False])
+def test_temperature(floor: float, exact: bool) -> None:
+    """As transformers writes it (Llama4TextAttention), and on the first heads of joined rows."""
+    q = RANDOM.standard_normal((3, len(TEMPERED), 4))
+    (found,) = run("temper", [q, TEMPERED], exact, floor=floor, scale=0.1)
+    steps = torch.floor((_t(TEMPERED).float() + 1.0) / floor)
+    factors = torch.log1p(steps.double()) * 0.1 + 1.0
+    expected = _t(q) * factors[None, :, None]
+    assert np.allclose(found, expected.numpy(), rtol=1e-13 if exact else 1e-6)
+    assert len(np.unique(factors.numpy())) > 3
+    rows = np.concatenate([q.swapaxes(0, 1).reshape(len(TEMPERED), 12), np.ones((len(TEMPERED), 5))], axis=1)
+    (joined,) = run("temper_heads", [rows, TEMPERED], exact, heads=3, head_dim=4, floor=floor, scale=0.1)
+    assert (joined[:, :12] == found.swapaxes(0, 1).reshape(len(TEMPERED), 12)).all() and (joined[:, 12:] == 1).all()
+
+
+def test_heads_of_joined_rows_are_normed_one_by_one() -> None:
+    rows = RANDOM.standard_normal((5, 22))
+    (found,) = run("norm_heads", [rows], heads=4, head_dim=4, eps=1e-3)
+    heads = F.rms_norm(_t(rows[:, :16].reshape(5, 4, 4)), (4,), None, 1e-3).numpy()
+    assert np.allclose(found[:, :16], heads.reshape(5, 16), rtol=1e-12) and (found[:, 16:] == rows[:, 16:]).all()
+
+
+def test_a_norm_of_zeros_is_zero() -> None:
+    (found,) = run("norm_heads", [np.zeros((1, 4))], exact=False, heads=2, head_dim=2, eps=1e-5)
+    assert not found.any() and not run("unit_rms_norm", [np.zeros((1, 4))], exact=False, eps=1e-5)[0].any()
+
+
+def _cache(exact: bool, dtype: DType = F32, chunk: int = 0) -> CacheState:
+    return CacheState.empty(CacheType(2, 2, 4, 3, dtype, chunk), 5, exact)
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 2, 3, 4, 6])
+def test_append_and_attend_over_scattered_pages(chunk: int) -> None:
+    """Two sequences of 5 and 4 tokens in one step, against plain attention of each; pages hold 3 positions."""
+    state, lengths, layer = _cache(True, chunk=chunk), (5, 4), 1
     positions = np.concatenate([np.arange(n) for n in lengths])
     sequences = np.repeat([0, 1], lengths)
     tables = np.array([[4, 0], [1, 3]], np.int32)
@@ -202,8 +248,38 @@ def test_append_and_attend_over_scattered_pages() -> None:
         raw_q, raw_k, raw_v = (x.reshape(n, -1, 4).swapaxes(0, 1) for x in np.split(qkv[mine], [24, 32], axis=1))
         c, si = _t(cos[mine]), _t(sin[mine])
         q_, k_ = (_rope(_t(x), c, si, "half_split").numpy() for x in (raw_q, raw_k))
-        expected = _attention(q_, k_, np.ascontiguousarray(raw_v), positions[mine], 0.5).swapaxes(0, 1).reshape(n, 24)
-        assert np.allclose(mixed[mine], expected, atol=1e-12)
+        expected = _attention(q_, k_, np.ascontiguousarray(raw_v), positions[mine], 0.5, chunk or 9)
+        assert np.allclose(mixed[mine], expected.swapaxes(0, 1).reshape(n, 24), atol=1e-12)
+
+
+def test_a_chunk_does_not_look_at_the_pages_before_it() -> None:
+    """Positions 4 and 5 see the chunk that begins at 4, in page 1; page 0 was given back."""
+    state = _cache(True, chunk=4)
+    state.keys[:], state.values[:] = np.nan, np.nan
+    rows = [np.array([4, 5]), np.array([0, 0]), np.array([[-1, 2]])]
+    kinds = [tensor(2, I32), tensor(2, I32), tensor(1, 2, I32)]
+    qkv = RANDOM.standard_normal((2, 40))
+    state, q = run("append", [state, qkv, *rows], types=[state.type, tensor(2, 40, F32), *kinds], layer=0, heads=6)
+    (mixed,) = run(
+        "attend", [q, state, *rows], types=[tensor(2, 24, F32), state.type, *kinds], layer=0, heads=6, scale=0.5
+    )
+    values = qkv[:, 32:].reshape(2, 2, 4).repeat(3, axis=1)
+    assert np.isfinite(mixed).all() and np.allclose(mixed[0], values[0].reshape(-1))
+
+
+def test_append_is_rope_append_by_no_angle() -> None:
+    state, qkv, ones = _cache(False, F16), RANDOM.standard_normal((2, 40)), np.ones((2, 2))
+    rows = [np.array([0, 4]), np.array([1, 0]), np.array([[3, 1], [2, 4]])]
+    kinds = [state.type, tensor(2, 40, F32)]
+    index = [tensor(2, I32), tensor(2, I32), tensor(2, 2, I32)]
+    plain, q = run("append", [state, qkv, *rows], False, types=[*kinds, *index], layer=1, heads=6)
+    turned, same_q = run(
+        "rope_append", [state, qkv, ones, ones * 0, *rows], False, types=[*kinds, *[tensor(2, 2, F32)] * 2, *index],
+        layer=1, heads=6,
+    )  # fmt: skip
+    assert (q == same_q).all() and (q == qkv[:, :24].astype(np.float32)).all()
+    assert (plain.keys == turned.keys).all() and (plain.values == turned.values).all()
+    assert plain.keys[2, 1, :, 0].any() and plain.keys[1, 1, :, 1].any() and not plain.keys[:, 0].any()
 
 
 def test_the_cache_rounds_in_dtype_mode_only() -> None:
@@ -273,7 +349,15 @@ def test_add_rms_norm_is_both(exact: bool) -> None:
 def test_every_op_has_a_meaning_tested_somewhere() -> None:
     here = {*SIMPLE, "rope", "rope_angles", "rows_to_half_split", "attention", "rope_append", "attend", "quantize_rows"}
     here |= {"rms_norm_quantized", "swiglu_quantized", "add_rms_norm"}
+    here |= {"temper", "temper_heads", "norm_heads", "append"}
+    pictures = {"cross_attention", "attend_range", "gated_add", "merge_rows"}
+    encoders = {"layer_norm", "gelu", "cos_sin", "full_attention", "rearrange", "add_class_token", "linear_biased"}
+    encoders |= {"rope_pairs", "token_pages", "attend_tokens", "lookup_row", "tile_rows", "add_places", "pad_tiles"}
+    encoders |= {"tile_padding", "order_tokens", "take_rows", "append_tokens", "columns_to_parts"}
+    routing = {"top_k_mask", "moe", "route", "gather_routed", "expert_linear", "scatter_routed"}
+    routing |= {"expert_linear_dense", "expert_linear_grouped"}
+    packed = {"unpack_columns", "unpack_rows", "center_quants", "zero_minimum", "spread_columns", "spread_rows"}
     evaluator = {"block_quants", "block_scales", "block_mins", "group_scale", "group_min", "group_quants", "row_scale"}
     evaluator |= {"row_quants", "dequantize", "pack", "linear_dense", "linear_grouped", "embed_rows"}
-    assert set(all_ops()) == here | evaluator | {"call"}
+    assert set(all_ops()) == here | routing | packed | evaluator | pictures | encoders | {"call"}
     assert I8 in DTYPES.values() and symbol("T")

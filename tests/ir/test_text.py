@@ -30,7 +30,7 @@ dtypes = st.sampled_from(list(DTYPES.values()))
 tensors = st.builds(TensorType, st.lists(sizes, max_size=4).map(tuple), dtypes)
 floats = st.sampled_from([t for t in DTYPES.values() if t.is_float])
 positive = st.integers(1, 10**6)
-caches = st.builds(CacheType, positive, positive, positive, positive, floats)
+caches = st.builds(CacheType, positive, positive, positive, positive, floats, st.just(0) | positive)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 items = st.one_of(st.integers(-(10**18) + 1, 10**18 - 1), st.floats(), texts, sizes)
 attributes = st.one_of(st.booleans(), items, dtypes, st.lists(items, max_size=4).map(tuple))
@@ -151,6 +151,7 @@ def test_values_know_their_kind() -> None:
 MODULE, KERNEL = "module @m at captured {\n", "module @m at kernel {\n"
 GRAPH = MODULE + "  graph @step(%x: tensor<T x 4 x f32>) -> (tensor<T x 4 x f32>) {\n"
 WEIGHT = MODULE + "  weight @w : tensor<2 x f32> = "
+CHUNKED = KERNEL + "  graph @s(%c: kv_cache<layers = 1, kv_heads = 1, head_dim = 2, page = 4, "
 BAD = [
     ("¶mod", "expected 'module', found 'mod'"),
     ("module ¶m", "expected a value, found 'm'"),
@@ -217,6 +218,14 @@ BAD = [
         "must hold a positive number",
     ),
     (KERNEL + "  graph @s(%c: kv_cache<layers = 1, kv_heads = 1, head_dim = 2, page = 4, ¶f3>", "unknown dtype 'f3'"),
+    (CHUNKED + "chunk = ¶T", "expected an integer, found 'T'"),
+    (CHUNKED + "chunk ¶8, f32>", "expected '=', found '8'"),
+    (CHUNKED + "chunk = 8 ¶f32>", "expected ',', found 'f32'"),
+    (CHUNKED + "chunk = 8, ¶chunk = 8, f32>", "unknown dtype 'chunk'"),
+    (CHUNKED + "¶chunks = 8, f32>", "unknown dtype 'chunks'"),
+    (CHUNKED + "chunk = -8, f32>¶", "must hold a positive number"),
+    (CHUNKED + "chunk = ¶8.0, f32>", "expected an integer, found '8.0'"),
+    (CHUNKED.replace("page = 4", "¶chunk = 4"), "expected 'page', found 'chunk'"),
     (KERNEL + "  graph @s(%c: kv_cache<¶layer = 1", "expected 'layers', found 'layer'"),
     (KERNEL + "  graph @s(%c: kv_cache<layers = ¶T", "expected an integer, found 'T'"),
 ]
@@ -239,6 +248,17 @@ def test_types_alone_have_errors_too(text: str) -> None:
         parse_type(text)
     with pytest.raises(LlamacError, match="<attribute>:1:"):
         parse_attribute("1, 2")
+
+
+def test_a_cache_with_chunks_is_another_type() -> None:
+    text = "kv_cache<layers = 36, kv_heads = 8, head_dim = 128, page = 256, chunk = 8192, f16>"
+    cache, plain = parse_type(text), parse_type(text.replace("chunk = 8192, ", ""))
+    assert isinstance(cache, CacheType) and isinstance(plain, CacheType)
+    assert str(cache) == text and (cache.chunk, plain.chunk) == (8192, 0) and cache != plain
+    assert cache.page_bytes == plain.page_bytes == 2 * 36 * 8 * 128 * 256 * 2
+    assert parse_type(text.replace("8192", "0")) == plain
+    assert [cache.first_visible(p) for p in (0, 8191, 8192, 20000)] == [0, 0, 8192, 16384]
+    assert plain.first_visible(20000) == 0
 
 
 def test_comments_and_layout_do_not_matter() -> None:

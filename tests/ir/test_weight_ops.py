@@ -204,6 +204,7 @@ def _every_weight_op() -> tuple[Module, dict[str, np.ndarray]]:
     quants = b.define("e.q", "row_quants", negative, scale)
     b.define("e.p", "pack", quants, scale, format="e4m3fn")
     b.define("half", "cast", joined, dtype=F16)
+    b.define("by_part", "columns_to_parts", joined, first=1, parts=3)
     b.define("half.p", "pack", module.weights["half"], format="f16")
     blocks = file("k", 37, 2 * 144, "q4_k")
     parts = [b.define(f"k.{p}", f"block_{p}", blocks, format="q4_k") for p in ("quants", "scales", "mins")]

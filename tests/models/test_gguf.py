@@ -159,8 +159,10 @@ def test_equal_numbers_per_layer(gguf_metadata: Metadata, gguf_weights: Weights,
 
 
 def test_architecture(gguf_metadata: Metadata, gguf_weights: Weights, write_gguf: Write) -> None:
+    error = refusal(write_gguf(gguf_metadata, gguf_weights, architecture="qwen2"))
+    assert error.code == "LLC0301" and "qwen2" in str(error)
     error = refusal(write_gguf(gguf_metadata, gguf_weights, architecture="llama4"))
-    assert error.code == "LLC0301" and "llama4" in str(error)
+    assert error.code == "LLC0302" and "llama4." in str(error)
 
 
 def test_weights_that_do_not_belong(gguf_metadata: Metadata, gguf_weights: Weights, write_gguf: Write) -> None:

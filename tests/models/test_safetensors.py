@@ -296,7 +296,7 @@ def test_tiktoken_and_sentencepiece_files(raw_config: dict[str, Any], hf_weights
     assert set(checkpoint.generation.stop_ids) == {2, 257, 264, 265}
 
     (directory / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00")
-    with pytest.raises(LlamacError, match="LLC0214 tokenizer.model: it is no SentencePiece model"):
+    with pytest.raises(LlamacError, match=r"LLC0214 tokenizer\.model: it is no SentencePiece model"):
         read_hf_directory(directory)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from image_cases import check_image_cache, check_tiles
 
 from llamac.errors import LlamacError
 from llamac.ir.dims import evaluate
@@ -22,6 +23,7 @@ from llamac.ir.evaluator import WeightEvaluator
 from llamac.ir.gguf_blocks import BLOCKS
 from llamac.ir.graph import FileSource, Module, Value
 from llamac.ir.interpreter import Interpreter
+from llamac.ir.kv_groups import empty_caches, kv_groups
 from llamac.ir.ops.cache_ops import CacheState
 from llamac.ir.parser import parse_module
 from llamac.ir.printer import print_module
@@ -29,11 +31,12 @@ from llamac.ir.types import CacheType
 from llamac.ir.verifier import verify
 from llamac.transform.base import PassContext, PassResult
 from llamac.transform.matrices import matrices
+from llamac.transform.pictures import PAST, Pictures
 from llamac.transform.pipeline import run_pass
 from llamac.transform.registry import parse_pass
 
 SEPARATOR, RUN, EXPECT = "// -----", "// run: ", "// expect"
-SYMBOLS = {"T": 5, "P": 3, "R": 2, "S": 2, "N": 2}
+SYMBOLS = {"T": 5, "P": 3, "R": 2, "S": 2, "N": 2, "M": 4}
 EXACT = 1e-10
 QUANTIZING = ("quantize-int4", "quantize-int8", "quantize-fp8", "cast-weights")
 Array = np.ndarray
@@ -119,6 +122,9 @@ def inputs_of(module: Module, symbols: dict[str, int]) -> dict[str, Any]:
         "sequence_of_token": np.arange(tokens) % symbols["S"],
         "page_tables": np.arange(symbols["S"] * symbols["N"])[::-1].reshape(symbols["S"], symbols["N"]),
         "logit_rows": np.arange(symbols["R"])[::-1],
+        "start": np.array([0, 1, 2, 3, 0])[:tokens],
+        "stop": np.array([4, 1, 3, 2, 0])[:tokens],
+        "rows": np.array([2, -1, 0, -1, 3])[:tokens],
     }
     for argument in module.step.arguments:
         if isinstance(argument.type, CacheType):
@@ -130,7 +136,7 @@ def inputs_of(module: Module, symbols: dict[str, int]) -> dict[str, Any]:
         if argument.tensor.dtype.is_float:
             found[argument.name] = random.standard_normal(shape).astype(np.float32).astype(ml_dtypes.bfloat16)
         else:
-            given = integers.get(argument.name, random.integers(0, 4, shape))
+            given = integers.get(argument.name.partition(".")[0], random.integers(0, 4, shape))
             found[argument.name] = given[: shape[0]] if shape else given
     return found
 
@@ -141,6 +147,9 @@ def check_meaning(case: Case, after: Module) -> None:
     rows = reader(before)
     if name == "lower-kv-cache":
         _check_ragged(before, after, rows)
+        return
+    if name in ("take-one-tile", "lower-image-cache") and "encode_image" in before.graphs:
+        {"take-one-tile": check_tiles, "lower-image-cache": check_image_cache}[name](before, after, rows)
         return
     symbols = SYMBOLS | ({"P": 0} if name == "fold-rope" else {})
     inputs = inputs_of(before, symbols)
@@ -184,11 +193,20 @@ def _use_weights_of(interpreter: Interpreter, after: Module, rows: Callable[[str
 def _check_ragged(before: Module, after: Module, rows: Callable[[str, int, int], Array]) -> None:
     """One sequence of 5 tokens in steps of 3 and 2, and whole through the graph with explicit past."""
     ids = np.array([3, 1, 0, 2, 2])
-    empty = {a.name: np.zeros((a.tensor.shape[0], 0, a.tensor.shape[2])) for a in before.step.arguments[2:]}
-    expected = Interpreter(before, rows, True).run({"ids": ids, "positions": np.arange(5), **empty})[0]
-    state: Any = CacheState.empty(after.step.argument("cache").cache, 1, True)
+    past = [a for a in before.step.arguments if a.name.startswith(PAST)]
+    empty = {a.name: np.zeros((a.tensor.shape[0], 0, a.tensor.shape[2])) for a in past}
+    groups, pictures = kv_groups(after.step), Pictures((len(ids),), 4, 1)
+    shown = pictures.of_sequence(before.step, 0, 0, len(ids))
+    expected = Interpreter(before, rows, True).run({"ids": ids, "positions": np.arange(5), **empty, **shown})[0]
+    pages = [-(-(pictures.tokens(0) if g.type.cross else len(ids)) // g.type.page) for g in groups]
+    state: dict[str, Any] = empty_caches(after.step, pages, True)
+    tables = {g.tables.name: np.arange(n)[::-1][None] for g, n in zip(groups, pages, strict=True)}
+    for group in groups:
+        if group.type.cross:
+            pictures.fill(group, state[group.cache.name], tables[group.tables.name])
     for part in (np.arange(3), np.arange(3, 5)):
-        given = {"token_ids": ids[part], "positions": part, "sequence_of_token": part * 0, "cache": state}
-        given |= {"page_tables": [[0]], "logit_rows": np.arange(len(part))}
-        found, state = Interpreter(after, rows, True).run(given)
+        given = {"token_ids": ids[part], "positions": part, "sequence_of_token": part * 0, **tables, **state}
+        given |= pictures.of_rows(after.step, [(0, int(t)) for t in part])
+        found, *caches = Interpreter(after, rows, True).run(given | {"logit_rows": np.arange(len(part))})
+        state = dict(zip(state, caches, strict=True))
         _close(found, expected[part], EXACT)

@@ -35,7 +35,9 @@ def _ledger(encoding: str, scheme: str) -> list[LedgerEntry]:
     encodings = {n: encoding if len(s) == 2 else "f32" for n, s in expected_shapes(CONFIG).items()}
     tensors = small_tensors(CONFIG, encodings)
     context = PassContext(SyntheticWeights(tensors, 0).read_rows)
-    run_pipeline(build_llama(CONFIG, tensors), cpu_pipeline(plain_layers(1), parse_quantization(scheme), "f32", 8), context)
+    run_pipeline(
+        build_llama(CONFIG, tensors), cpu_pipeline(plain_layers(1), parse_quantization(scheme), "f32", 8), context
+    )
     return context.ledger
 
 

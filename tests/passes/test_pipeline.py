@@ -26,7 +26,7 @@ from llamac.ir.interpreter import Interpreter
 from llamac.ir.parser import parse_module
 from llamac.ir.printer import print_module
 from llamac.ir.verifier import verify
-from llamac.passes.pipelines import Quantization, cpu_pipeline, parse_quantization, raise_and_fuse, plain_layers
+from llamac.passes.pipelines import Quantization, cpu_pipeline, parse_quantization, plain_layers, raise_and_fuse
 from llamac.transform.base import Pass, PassContext, PassResult
 from llamac.transform.matrices import matrices
 from llamac.transform.pipeline import Step, parse_pipeline, pipeline_text, run_pass, run_pipeline

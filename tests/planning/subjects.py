@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from llamac.models.llama.config import LlamaConfig
+from llamac.models.llama.vision_config import Llama4Vision, MllamaVision
 from llamac.models.presets import preset
 from llamac.passes.pipelines import Quantization
 from llamac.planning.plan import Subject
@@ -35,6 +36,24 @@ def small_llama4(name: str) -> LlamaConfig:
     widths = {"hidden_size": 64, "intermediate_size": 72, "heads": 4, "kv_heads": 2, "head_dim": 16, "vocab_size": 259}
     kept = replace(pattern, unrotated=(3, 7), chunk=512)
     return replace(config, **widths, layers=8, moe=moe, attention=kept, vision=None, dtype="f32", context_length=65536)
+
+
+def small_pictures(name: str) -> LlamaConfig:
+    """A preset that sees pictures, narrow: more layers and blocks of every kind than a plan compiles, some unlike."""
+    config = preset(name)
+    vision = config.vision
+    if isinstance(vision, Llama4Vision):
+        narrow = {"hidden_size": 32, "intermediate_size": 72, "layers": 4, "heads": 2, "image_size": 56}
+        text = replace(small_llama4(name), layers=4)
+        moe = replace(text.moe, layers=(1, 2, 3)) if text.moe is not None else None
+        pattern = replace(text.attention, unrotated=(3,)) if text.attention is not None else None
+        seen = replace(vision, **narrow, adapter_hidden=40, adapter_output=48)
+        return replace(text, moe=moe, attention=pattern, vision=seen, dtype="bf16")
+    assert isinstance(vision, MllamaVision)
+    narrow = {"hidden_size": 32, "intermediate_size": 72, "layers": 6, "global_layers": 3, "heads": 2}
+    seen = replace(vision, **narrow, image_size=140, taps=(1, 4), output_size=96)
+    widths = {"hidden_size": 64, "intermediate_size": 72, "heads": 4, "kv_heads": 2, "head_dim": 16, "vocab_size": 259}
+    return replace(config, **widths, layers=6, cross_layers=(1, 3, 5), vision=seen, context_length=65536)
 
 
 def request(config: LlamaConfig, **changes: Any) -> Request:

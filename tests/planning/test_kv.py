@@ -54,8 +54,11 @@ def test_a_guard_within_one_chunk_keeps_everything() -> None:
 def test_images_are_kept_for_cross_attention(name: str, token_bytes: int, image: float) -> None:
     name = f"llama-3.2-{name}-vision" + ("-instruct" if name == "11b" else "")
     found = groups(name, 4096, images=1)
-    assert found["cross"].token_bytes == token_bytes and found["cross"].bytes == pytest.approx(image, rel=1e-3)
-    assert groups(name, 4096, images=3)["cross"].bytes == 3 * found["cross"].bytes
+    cross, three = found["cross"], groups(name, 4096, images=3)["cross"]
+    assert cross.token_bytes == token_bytes and cross.tokens * token_bytes == pytest.approx(image, rel=1e-3)
+    # They lie in whole pages, one picture after another.
+    assert cross.pages == -(-cross.tokens // 256) and cross.bytes == cross.pages * 256 * token_bytes
+    assert three.tokens == 3 * cross.tokens and three.pages == -(-3 * cross.tokens // 256)
     assert "cross" not in groups(name, 4096)
     assert found["full"].layers == preset(name).layers - len(preset(name).cross_layers)
 

@@ -57,7 +57,12 @@ def test_a_status_of_the_code_becomes_a_coded_error(model: Model, changes: dict[
 
 
 def test_too_many_tokens_are_refused_by_the_code(model: Model) -> None:
-    many = {"token_ids": [1] * 9, "positions": list(range(9)), "sequence_of_token": [0] * 9, "page_tables": [[[0, 1, 2]]]}
+    many = {
+        "token_ids": [1] * 9,
+        "positions": list(range(9)),
+        "sequence_of_token": [0] * 9,
+        "page_tables": [[[0, 1, 2]]],
+    }
     with pytest.raises(LlamacError, match=r"LLC0806.*too many tokens \(status 4\)"):
         _step(model._device, **many)
 

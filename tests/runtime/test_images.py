@@ -91,9 +91,13 @@ def meta() -> dict[str, Any]:
         for name, module in names.items():
             patch.setitem(sys.modules, name, module)
         patch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)  # which importing the second sets for everyone
+        # Other tests import them over another stand-in: neither must get the other's.
+        theirs = {source: sys.modules.pop(source, None) for source in sources.values()}
         loaded = {name: importlib.import_module(source) for name, source in sources.items()}
-        for source in sources.values():
-            del sys.modules[source]  # whoever imports them again must not get ours
+        for source, module in theirs.items():
+            del sys.modules[source]
+            if module is not None:
+                sys.modules[source] = module
     return loaded
 
 

@@ -65,7 +65,9 @@ def test_every_character_has_the_class_that_tiktoken_sees() -> None:
     every = "".join(map(chr, [*range(0xD800), *range(0xE000, sys.maxunicode + 1)]))
     letters = every.translate(classes)
     known = "".join(c for c, letter in zip(every, letters, strict=True) if letter != UNKNOWN)
-    assert len(known) > 280_000 and not set(map(chr, range(0x3000))) & set(every) - set(known) & set("ab1 \n\u00e9\u4e2d")
+    assert len(known) > 280_000 and not set(map(chr, range(0x3000))) & set(every) - set(known) & set(
+        "ab1 \n\u00e9\u4e2d"
+    )
     members = {
         r"\p{L}": "aAoSTREVMLDstrevmld",
         r"[\p{Lu}\p{Lt}]": "ASTREVMLD",
@@ -119,10 +121,15 @@ def test_random_words_of_every_script(generation: int) -> None:
     for _ in range(3000):
         low, high = rng.choice(blocks)
         word = "".join(chr(rng.randrange(low, high)) for _ in range(rng.randrange(1, 12)))
-        assert_same(generation, rng.choice(["", " ", "\n", "  ", "'s ", "I'LL "]) + word + rng.choice(["", "'ve", " ", "\r\n\n"]))
+        assert_same(
+            generation,
+            rng.choice(["", " ", "\n", "  ", "'s ", "I'LL "]) + word + rng.choice(["", "'ve", " ", "\r\n\n"]),
+        )
 
 
-TRICKY = st.text(st.sampled_from("aAsStT'rReEvVmMlLdD\u017f \t\n\r\u00a0\u0301é日1٣½/.-_ǅʰ\x1c\x85👍\u200d"), max_size=30)
+TRICKY = st.text(
+    st.sampled_from("aAsStT'rReEvVmMlLdD\u017f \t\n\r\u00a0\u0301é日1٣½/.-_ǅʰ\x1c\x85👍\u200d"), max_size=30
+)
 
 
 @settings(max_examples=400, deadline=None)
@@ -141,7 +148,9 @@ def test_texts_with_control_tokens(generation: int) -> None:
             for bos in (None, True, False):
                 ours = quick(generation).encode(text, allow_special=special, add_bos=bos)
                 assert ours == slow(generation).encode(text, allow_special=special, add_bos=bos)
-                assert quick(generation).decode(ours, skip_special=False) == slow(generation).decode(ours, skip_special=False)
+                assert quick(generation).decode(ours, skip_special=False) == slow(generation).decode(
+                    ours, skip_special=False
+                )
 
 
 @pytest.mark.parametrize("generation", [3, 4])
@@ -158,9 +167,20 @@ def test_every_id_has_the_same_bytes(generation: int) -> None:
 def test_what_the_table_leaves_to_tiktoken(text: str) -> None:
     tokenizer = load_llama({"ranks.table": table_bytes(3)}, {})
     assert tokenizer.encode(text) == slow(3).encode(text)
-    assert tokenizer.encode("hello <|eot_id|>", allow_special=True) == slow(3).encode("hello <|eot_id|>", allow_special=True)
+    assert tokenizer.encode("hello <|eot_id|>", allow_special=True) == slow(3).encode(
+        "hello <|eot_id|>", allow_special=True
+    )
     short = len(text) < 100 and "\U0001fae9" not in text
     assert (tokenizer._tiktoken is None) == short
+
+
+def test_long_texts_are_cut_where_meta_cuts_them() -> None:
+    """At 400,000 characters, and where more than 25,000 of one class follow one another."""
+    meta = pytest.importorskip("llama_models.llama3.tokenizer").Tokenizer.get_instance()
+    for text in ("word \n" * 70_000, "ab" * 13_000 + " " * 26_000 + "c", "x" * 399_999 + " yes"):
+        assert load_llama({"ranks.table": table_bytes(3)}, {}).encode(text, add_bos=False) == meta.encode(
+            text, bos=False, eos=False
+        )
 
 
 def test_control_tokens_of_an_unusual_form_are_found() -> None:

@@ -33,9 +33,9 @@ from .test_tokenizer import llama
 WEATHER = {"city": "San Francisco", "metric": "celsius"}
 
 SINGLE = [
-    ('<|python_tag|>brave_search.call(query="price of gold")<|eom_id|>', "brave_search", {"query": "price of gold"}, "builtin"),
+    ('<|python_tag|>brave_search.call(query="gold")<|eom_id|>', "brave_search", {"query": "gold"}, "builtin"),
     ('brave_search.call(query="a \\"b\\"")', "brave_search", {"query": 'a "b"'}, "builtin"),
-    ('<|python_tag|>wolfram_alpha.call(query="say "hi" twice")', "wolfram_alpha", {"query": 'say "hi" twice'}, "builtin"),
+    ('<|python_tag|>wolfram_alpha.call(query="a "b" c")', "wolfram_alpha", {"query": 'a "b" c'}, "builtin"),
     ("<|python_tag|>print(7)  # prime\n<|eom_id|>", "code_interpreter", {"code": "print(7)  # prime\n"}, "code"),
     ("<|python_start|>x = [1]\nx<|python_end|><|eom|>", "code_interpreter", {"code": "x = [1]\nx"}, "code"),
     ('{"type": "function", "name": "f", "parameters": {"a": [1, {"b": null}]}}', "f", {"a": [1, {"b": None}]}, "json"),
@@ -114,7 +114,9 @@ def test_several_calls_and_text_around_them() -> None:
     assert [(call.name, call.arguments) for call in found.calls] == [("f", {"a": 1}), ("g", {}), ("h.i", {"b": "x"})]
     found = parse('{"name": "f", "parameters": {}}; {"name": "g", "parameters": {}}\n{"name": "h", "parameters": {}}')
     assert [call.name for call in found.calls] == ["f", "g", "h"]
-    assert [call.name for call in parse('[{"name": "f", "parameters": {}}, {"name": "g", "parameters": {}}]').calls] == ["f", "g"]
+    assert [
+        call.name for call in parse('[{"name": "f", "parameters": {}}, {"name": "g", "parameters": {}}]').calls
+    ] == ["f", "g"]
     found = parse('First <function=f>{"a": 1}</function> then <function=g>{}</function>.<|eot_id|>more<|eom_id|>')
     assert (found.text, [call.name for call in found.calls]) == ("First  then .more<|eom_id|>", ["f", "g"])
     assert found.end == "turn"
@@ -149,7 +151,27 @@ FRAGMENTS = st.sampled_from(
     [row[0] for row in SINGLE]
     + [text for text in PLAIN if len(text) < 60]
     + ["<|python_tag|>", "<|python_start|>", "<|python_end|>", "<|eot_id|>", "<|eom|>", "<function=f>", "</function>"]
-    + ["[f(", "a=1", ")]", "{", "}", '"', "'", "\\", "\n", " ", ";", ",", "<", "<|", "[", "]", "(", '"""', "brave_search.call("]
+    + [
+        "[f(",
+        "a=1",
+        ")]",
+        "{",
+        "}",
+        '"',
+        "'",
+        "\\",
+        "\n",
+        " ",
+        ";",
+        ",",
+        "<",
+        "<|",
+        "[",
+        "]",
+        "(",
+        '"""',
+        "brave_search.call(",
+    ]
     + ['{"name": "f", "parameters": {', '"a": 1}}', "text ", "<funct", "ion=g>{}"]
 )
 
@@ -167,12 +189,13 @@ def test_any_cutting_gives_the_same_events(data: st.DataObject, parts: list[str]
 
 
 NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+SIMPLE = st.none() | st.booleans() | st.integers(-(10**12), 10**12) | TEXTS
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=4), inner, max_size=3),
+    SIMPLE | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -223,10 +246,11 @@ def timed(text: str, piece: int) -> float:
     return time.perf_counter() - start
 
 
-@pytest.mark.parametrize(
-    "unit",
-    ["<function=f>{", "<function=f>{}", "[f(a=", "[", '{"name": "f", "parameters": {}};', "<|python_tag|>", "<|python_end|>", "<", "\\", '"', "[f(a='", '"""', " "],
-)  # fmt: skip
+HOSTILE = ["<function=f>{", "<function=f>{}", "[f(a=", "[", '{"name": "f", "parameters": {}};', "<|python_tag|>"]
+HOSTILE += ["<|python_end|>", "<", "\\", '"', "[f(a='", '"""', " "]
+
+
+@pytest.mark.parametrize("unit", HOSTILE)
 def test_hostile_text_takes_time_in_proportion(unit: str) -> None:
     for prefix in ("", "<|python_tag|>", "[f(a=", '[f(a="', '{"name": "', "<function=f>{"):
         text = prefix + unit * (150_000 // len(unit))
@@ -234,8 +258,12 @@ def test_hostile_text_takes_time_in_proportion(unit: str) -> None:
     assert timed(unit * (30_000 // len(unit)), 7) < 3
 
 
-@pytest.mark.parametrize("before", [LONGEST_CALL - 30, LONGEST_CALL - 1, LONGEST_CALL, LONGEST_CALL + 5, LONGEST_CALL + 40])
-@pytest.mark.parametrize("form", ['[f(a="{}")]', '<function=f>{{"a": "{}"}}</function>', "<|python_tag|>{}<|eom_id|>", " {}[f()]"])
+@pytest.mark.parametrize(
+    "before", [LONGEST_CALL - 30, LONGEST_CALL - 1, LONGEST_CALL, LONGEST_CALL + 5, LONGEST_CALL + 40]
+)
+@pytest.mark.parametrize(
+    "form", ['[f(a="{}")]', '<function=f>{{"a": "{}"}}</function>', "<|python_tag|>{}<|eom_id|>", " {}[f()]"]
+)
 def test_the_longest_call_is_the_same_for_any_cutting(before: int, form: str) -> None:
     filler = " " if form.startswith(" ") else "x"
     text = form.format(filler * before) + "<|eot_id|> after"
@@ -250,7 +278,24 @@ def test_ids_keep_the_tags_that_matter() -> None:
 
 
 def test_literals_that_are_refused() -> None:
-    for text in ("", "(", "f", "1 2", "{1}", "'a", "01", "1_", "0x10", "b'a'", "f'{x}'", "a.b", "-", "1+1", "{[]: 1}", r"'\Uffffffff'"):
+    for text in (
+        "",
+        "(",
+        "f",
+        "1 2",
+        "{1}",
+        "'a",
+        "01",
+        "1_",
+        "0x10",
+        "b'a'",
+        "f'{x}'",
+        "a.b",
+        "-",
+        "1+1",
+        "{[]: 1}",
+        r"'\Uffffffff'",
+    ):
         with pytest.raises(NotACall):
             read_literal(text)
     assert read_literal(" { 'a' : [ 1 , 2.5 , ] , 2 : ( ) } ") == {"a": [1, 2.5], "2": []}
@@ -263,7 +308,14 @@ def test_calls_of_messages() -> None:
     assert read_calls([{"name": "brave_search", "arguments": {"query": "x"}}], "m", "json")[0].kind == "builtin"
     assert read_calls([{"name": "code_interpreter", "arguments": {"code": "x"}}], "m", "json")[0].tagged
     assert read_calls(None, "m", "json") == []
-    for bad in ("x", [{}], [1], [{"name": "f", "arguments": "{"}], [{"name": "f", "arguments": []}], [{"name": "f", "kind": "x"}]):
+    for bad in (
+        "x",
+        [{}],
+        [1],
+        [{"name": "f", "arguments": "{"}],
+        [{"name": "f", "arguments": []}],
+        [{"name": "f", "kind": "x"}],
+    ):
         with pytest.raises(LlamacError, match="LLC0914 m"):
             read_calls(bad, "m", "json")
 
@@ -271,7 +323,9 @@ def test_calls_of_messages() -> None:
 def test_code_that_was_cut_off_is_no_call() -> None:
     assert parse("<|python_tag|>print(1", cut_off=True) == ParsedMessage("<|python_tag|>print(1")
     assert parse("<|python_tag|>print(1)<|eom_id|>", cut_off=True).calls[0].arguments == {"code": "print(1)"}
-    assert parse('<|python_tag|>{"name": "f", "parameters": {}}', cut_off=True).calls == [ToolCall("f", {}, "json", tagged=True)]
+    assert parse('<|python_tag|>{"name": "f", "parameters": {}}', cut_off=True).calls == [
+        ToolCall("f", {}, "json", tagged=True)
+    ]
 
 
 def test_collect_sums_events() -> None:

@@ -89,6 +89,11 @@ EXPORT int llamac_step(void *opaque, const Input *in) {
     return 0;
 }
 
+EXPORT uint64_t llamac_expert_counts(void *model, uint64_t *counts, uint64_t capacity) {
+    (void)model, (void)counts, (void)capacity;
+    return 0;
+}
+
 EXPORT const char *llamac_status_text(int status) {
     static const char *const texts[] = {"ok",         "token id out of range",    "page out of range or missing",
                                         "position out of range", "too many tokens", "logit row out of range",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from llamac.certificate import validate
-from llamac.models.llama.config import LlamaConfig, RopeScaling
+from llamac.models.llama.config import AttentionPattern, LlamaConfig, MixtureOfExperts, RopeScaling
 from llamac.models.llama.shrink import small_tensors
 from llamac.models.llama.weights import expected_shapes
 from llamac.passes.pipelines import parse_quantization
@@ -33,6 +33,18 @@ BASE = LlamaConfig(
     rope_style="interleaved",
 )
 
+LLAMA4 = replace(
+    BASE,
+    hidden_size=48,
+    intermediate_size=56,
+    layers=4,
+    rms_norm_eps=1e-3,
+    architecture="llama4",
+    moe=MixtureOfExperts(5, 2, 32, (1, 3)),
+    attention=AttentionPattern(unrotated=(3,), chunk=12, qk_norm=True, temperature_floor=5.0, temperature_scale=0.5),
+)
+"""Every kind of layer but a dense one without rotation; chunks end inside pages of 8, within a scenario's 19 tokens."""
+
 
 def encodings_of(config: LlamaConfig, matrix: str, norm: str = "f32", **special: str) -> dict[str, str]:
     """Encoding of every weight; `special` names the last part of a weight, such as v or down."""
@@ -56,8 +68,9 @@ class SmallModel:
     def name(self) -> str:
         """What a test's id says."""
         c = self.config
+        kind = "" if c.architecture == "llama" else f"{c.architecture}-"
         stored = "-".join([self.matrix, *(f"{role}={encoding}" for role, encoding in self.special)])
-        return f"{c.dtype}-{c.rope_style}-{'tied' if c.tied_head else 'untied'}-{stored}-{self.quantize}".replace(
+        return f"{kind}{c.dtype}-{c.rope_style}-{'tied' if c.tied_head else 'untied'}-{stored}-{self.quantize}".replace(
             ":", "-"
         )
 
@@ -71,3 +84,17 @@ class SmallModel:
 def with_config(**fields: object) -> SmallModel:
     """The base model with other fields of the config."""
     return SmallModel(replace(BASE, **fields))  # type: ignore[arg-type]
+
+
+def with_llama4(**fields: object) -> SmallModel:
+    """The base Llama 4 with other fields of the config, or of its attention pattern or mixture."""
+    pattern, moe, others = LLAMA4.attention, LLAMA4.moe, {}
+    assert pattern is not None and moe is not None
+    for name, value in fields.items():
+        if name in AttentionPattern.__dataclass_fields__:
+            pattern = replace(pattern, **{name: value})  # type: ignore[arg-type]
+        elif name in ("experts", "experts_per_token", "moe_layers"):
+            moe = replace(moe, **{name.removeprefix("moe_"): value})  # type: ignore[arg-type]
+        else:
+            others[name] = value
+    return SmallModel(replace(LLAMA4, attention=pattern, moe=moe, **others))  # type: ignore[arg-type]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import mutations as m
 import numpy as np
 import pytest
+from bugs import Bug, both, check_caught, meaning, put, rewrite, rows_by
 from mutations import ARENA, COUNT, DTYPE, LOGITS, REPORT, VERIFIER, WEIGHTS
 from small_models import BASE, SmallModel, with_config
 
-from llamac.errors import LlamacError
-from llamac.ir import registry
 from llamac.ir.dtypes import BF16, F32, I8, U4, round_to
 from llamac.ir.graph import DataSource, Module, Op, Value, Weight
 from llamac.ir.ops import weights as weight_ops
@@ -36,60 +35,8 @@ from llamac.passes import (
     select_kernels,
 )
 from llamac.transform import integers, weight_rows
-from llamac.transform.outside import Edit
 from llamac.transform.pattern import Node
 from llamac.transform.rewriter import Rewriter
-
-Patch = Callable[[pytest.MonkeyPatch], None]
-
-
-@dataclass(frozen=True)
-class Bug:
-    """One bug: code replaced by `patch`, or a pipeline changed by `edit`; on `model` the check `caught` finds it."""
-
-    name: str
-    caught: str
-    patch: Patch = lambda patch: None
-    edit: Edit = list
-    model: SmallModel = field(default_factory=SmallModel)
-
-
-# Replacing the code of a pass.
-
-
-def put(module: Any, name: str, value: Any) -> Patch:
-    return lambda patch: patch.setattr(module, name, value)
-
-
-def rewrite(module: Any, made: Callable[..., Value]) -> Patch:
-    """The rules of a pass rewrite differently."""
-    return put(module, "RULES", tuple(replace(rule, rewrite=made) for rule in module.RULES))
-
-
-def both(*patches: Patch) -> Patch:
-    def apply(patch: pytest.MonkeyPatch) -> None:
-        for one in patches:
-            one(patch)
-
-    return apply
-
-
-def rows_by(module: Any, change: Callable[..., Any]) -> Patch:
-    """`over_rows`, as this pass calls it, is given other arguments; `change` returns a weight or new arguments."""
-
-    def over_rows(module: Module, name: str, opcode: str, weights: Any, **attributes: Any) -> Weight:
-        found = change(name, list(weights), attributes)
-        if isinstance(found, Weight):
-            return found
-        weights, attributes = found
-        return weight_rows.over_rows(module, name, opcode, weights, **attributes)
-
-    return put(module, "over_rows", over_rows)
-
-
-def meaning(name: str, evaluate: Callable[..., Any]) -> Patch:
-    """An op of the IR computes something else."""
-    return lambda patch: patch.setitem(registry.all_ops(), name, replace(registry.find_op(name), evaluate=evaluate))
 
 
 def _half_heads(name: str, weights: list[Any], attributes: dict[str, Any]) -> Any:
@@ -357,7 +304,7 @@ BUGS = (
     Bug(
         "KV heads tiled instead of repeated",
         LOGITS,
-        both(put(LlamaBuilder, "repeat_kv", _tiled), put(fuse_gqa, "_unrepeated", _any_repeat)),
+        both(put(LlamaBuilder, "repeat_kv", _tiled), put(fuse_gqa, "unrepeated", _any_repeat)),
     ),
     Bug(
         "mask that shows the next key taken for causal",
@@ -501,10 +448,7 @@ def _scales_of_other_rows(module: Module, weight: Weight) -> Weight:
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
 def test_bug_is_caught(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
-    bug.patch(monkeypatch)
-    with pytest.raises(LlamacError) as raised:
-        bug.model.run(bug.edit)
-    assert m.caught_by(raised.value) == bug.caught, raised.value.message()
+    check_caught(bug, monkeypatch)
 
 
 @pytest.mark.parametrize("model", dict.fromkeys(bug.model for bug in BUGS), ids=lambda model: model.name)

@@ -1,4 +1,4 @@
-/* Causal attention over a paged KV cache.
+/* Attention over a paged KV cache: causal, or to a range of positions that each row names.
  *
  * A page holds 256 positions: [layer][kv head][K: head_dim x 256, then V: 256 x head_dim] of f32, f16 or bf16. Position
  * t of sequence s is in page page_tables[s * pages_per_sequence + t / 256], slot t % 256.
@@ -10,7 +10,8 @@
  * Pages are merged in order: M' = max(M, m), a = exp(M - M'), b = exp(m - M'), L = fma(L, a, l * b),
  * O = fma(O, a, o * b); at the end O * (1 / L). Keys that the row does not see - after its position, or before the first
  * of its chunk - are never read as values and their scores are discarded, so stale memory cannot matter; neither can
- * tiles or threads. With `chunk`, a row at position p sees the keys from p / chunk * chunk on; 0 means all. */
+ * tiles or threads. With `chunk`, a row at position p sees the keys from p / chunk * chunk on; 0 means all. A row with a
+ * range sees the keys start..stop - 1; where that is empty its output is zero. */
 #ifndef LLAMAC_ATTENTION_H
 #define LLAMAC_ATTENTION_H
 
@@ -46,7 +47,7 @@ LLAMAC_KERNEL uint8_t *llamac_kv_head(llamac_kv kv, size_t sequence, size_t page
 }
 
 /* Writes k and v [rows][kv_heads * head_dim] into their slots, k rotated by cos, sin [rows][head_dim / 2] on the way
- * (as it is when cosines is NULL). Threads take ranges of (kv head, row). */
+ * (as it is when cosines is NULL). All are of sequence 0 when sequence_of_token is NULL. Threads take ranges of (kv head, row). */
 LLAMAC_KERNEL void llamac_kv_append(const llamac_thread *th, llamac_kv kv, uint32_t layer, uint32_t kv_heads,
                                     uint32_t head_dim, int type, const float *k, size_t ldk, const float *v, size_t ldv,
                                     uint32_t rows, const int32_t *positions, const int32_t *sequence_of_token,
@@ -56,8 +57,9 @@ LLAMAC_KERNEL void llamac_kv_append(const llamac_thread *th, llamac_kv kv, uint3
     llamac_share(th, (size_t)rows * kv_heads, &low, &high);
     for (size_t unit = low; unit < high; unit++) {
         const size_t row = unit % rows, head = unit / rows, slot = (size_t)positions[row] % LLAMAC_PAGE;
-        uint8_t *keys = llamac_kv_head(kv, (size_t)sequence_of_token[row], (size_t)positions[row] / LLAMAC_PAGE, layer,
-                                       kv_heads, head, head_dim, type);
+        const size_t sequence = sequence_of_token ? (size_t)sequence_of_token[row] : 0;
+        uint8_t *keys = llamac_kv_head(kv, sequence, (size_t)positions[row] / LLAMAC_PAGE, layer, kv_heads, head,
+                                       head_dim, type);
         uint8_t *values = keys + (head_dim * LLAMAC_PAGE + slot * head_dim) * bytes;
         const float *key = k + row * ldk + head * head_dim, *value = v + row * ldv + head * head_dim;
         float rotated[LLAMAC_MOST_HEAD_DIM];
@@ -75,7 +77,26 @@ LLAMAC_KERNEL size_t llamac_first_visible(int32_t position, uint32_t chunk) {
     return chunk ? (size_t)position / chunk * chunk : 0;
 }
 
-/* Query vectors of one sequence, KV head and chunk, positions ascending. Entries from `count` on repeat the last one. */
+/* What each row sees: with `start`, the positions start[row]..stop[row] - 1; else those of its chunk up to its own. */
+typedef struct {
+    const int32_t *positions, *start, *stop;
+    uint32_t chunk;
+} llamac_seen;
+
+LLAMAC_KERNEL size_t llamac_seen_first(llamac_seen seen, size_t row) {
+    return seen.start ? (size_t)seen.start[row] : llamac_first_visible(seen.positions[row], seen.chunk);
+}
+
+LLAMAC_KERNEL int32_t llamac_seen_last(llamac_seen seen, size_t row) {
+    return seen.start ? seen.stop[row] - 1 : seen.positions[row];
+}
+
+LLAMAC_KERNEL int llamac_sees_nothing(llamac_seen seen, size_t row) {
+    return seen.start && seen.start[row] >= seen.stop[row];
+}
+
+/* Query vectors of one sequence and KV head with one first key, positions (of their last keys) ascending. Entries from
+ * `count` on repeat the last one. */
 typedef struct {
     size_t count, sequence, kv_head, first_visible;
     const float *query[LLAMAC_MOST_QUERIES];
@@ -239,7 +260,7 @@ LLAMAC_KERNEL void llamac_attend_page(const int count, llamac_attention_state *a
 
 /* All pages for `count` (a literal) queries, then the outputs of the real ones. */
 LLAMAC_KERNEL void llamac_attend_queries(const int count, llamac_queries *queries, llamac_kv kv, size_t layer,
-                                         size_t kv_heads, size_t head_dim, int type, float scale, uint32_t chunk) {
+                                         size_t kv_heads, size_t head_dim, int type, float scale, const int hides) {
     const size_t width = head_dim + 16, last = queries->count - 1; /* rows of `running` hold a whole last vector */
     _Alignas(64) float running[LLAMAC_MOST_QUERIES * (LLAMAC_MOST_HEAD_DIM + 16)];
     llamac_attention_state all;
@@ -252,12 +273,12 @@ LLAMAC_KERNEL void llamac_attend_queries(const int count, llamac_queries *querie
     }
     memset(running, 0, sizeof(float) * (size_t)count * width);
     const size_t pages = (size_t)queries->position[last] / LLAMAC_PAGE + 1;
-    const size_t visible = llamac_first_visible(queries->position[last], chunk);
+    const size_t visible = queries->first_visible;
     for (size_t page = visible / LLAMAC_PAGE; page < pages; page++) {
         const uint8_t *keys =
             llamac_kv_head(kv, queries->sequence, page, layer, kv_heads, queries->kv_head, head_dim, type);
         llamac_attend_page(count, &all, running, width, queries, keys, page, head_dim, type, scale, visible,
-                           chunk % LLAMAC_PAGE != 0);
+                           hides);
     }
     for (size_t i = 0; i < queries->count; i++) {
         const float inverse = 1.0f / all.sum[i];
@@ -266,18 +287,19 @@ LLAMAC_KERNEL void llamac_attend_queries(const int count, llamac_queries *querie
 }
 
 LLAMAC_KERNEL void llamac_attend(llamac_queries *queries, llamac_kv kv, size_t layer, size_t kv_heads, size_t head_dim,
-                                 int type, float scale, uint32_t chunk) {
+                                 int type, float scale, const int hides) {
     if (queries->count == 1)
-        llamac_attend_queries(1, queries, kv, layer, kv_heads, head_dim, type, scale, chunk);
+        llamac_attend_queries(1, queries, kv, layer, kv_heads, head_dim, type, scale, hides);
     else if (queries->count > LLAMAC_SMALL_QUERIES)
-        llamac_attend_queries(LLAMAC_MOST_QUERIES, queries, kv, layer, kv_heads, head_dim, type, scale, chunk);
+        llamac_attend_queries(LLAMAC_MOST_QUERIES, queries, kv, layer, kv_heads, head_dim, type, scale, hides);
     else if (queries->count)
-        llamac_attend_queries(LLAMAC_SMALL_QUERIES, queries, kv, layer, kv_heads, head_dim, type, scale, chunk);
+        llamac_attend_queries(LLAMAC_SMALL_QUERIES, queries, kv, layer, kv_heads, head_dim, type, scale, hides);
 }
 
 /* What a row costs, in keys: those it sees and a constant for the rest. */
-LLAMAC_KERNEL uint64_t llamac_row_cost(int32_t position, uint32_t chunk) {
-    return (uint64_t)position - llamac_first_visible(position, chunk) + 33;
+LLAMAC_KERNEL uint64_t llamac_row_cost(llamac_seen seen, size_t row) {
+    if (llamac_sees_nothing(seen, row)) return 1;
+    return (uint64_t)llamac_seen_last(seen, row) - llamac_seen_first(seen, row) + 33;
 }
 
 /* The units of a thread still to do: unit = (kv head, row, head of its group), `at` the cost of all units before it. */
@@ -289,48 +311,78 @@ typedef struct {
 /* The next neighbouring units of one sequence and KV head, as queries; an empty set when the share is done. */
 LLAMAC_KERNEL void llamac_next_queries(llamac_queries *queries, llamac_attention_work *work, float *out, size_t ld_out,
                                        const float *q, size_t ldq, size_t rows, size_t ratio, size_t head_dim,
-                                       const int32_t *positions, const int32_t *sequence_of_token, uint32_t chunk) {
+                                       llamac_seen seen, const int32_t *sequence_of_token) {
     queries->count = 0;
     for (; work->unit < work->units && work->at < work->high; work->unit++) {
         const size_t group = work->unit / ratio, kv_head = group / rows, row = group % rows;
         const size_t sequence = (size_t)sequence_of_token[row], head = kv_head * ratio + work->unit % ratio;
-        if (work->at >= work->low) {
+        if (work->at >= work->low && llamac_sees_nothing(seen, row)) {
+            memset(out + row * ld_out + head * head_dim, 0, sizeof(float) * head_dim);
+        } else if (work->at >= work->low) {
             const size_t place = queries->count;
             if (place == LLAMAC_MOST_QUERIES) return;
             if (place && (queries->sequence != sequence || queries->kv_head != kv_head)) return;
-            if (place && llamac_first_visible(positions[row], chunk) != queries->first_visible) return;
+            if (place && llamac_seen_first(seen, row) != queries->first_visible) return;
+            if (place && seen.start && llamac_seen_last(seen, row) < queries->position[place - 1]) return;
             queries->sequence = sequence;
-            queries->first_visible = llamac_first_visible(positions[row], chunk);
+            queries->first_visible = llamac_seen_first(seen, row);
             queries->kv_head = kv_head;
             queries->query[place] = q + row * ldq + head * head_dim;
             queries->output[place] = out + row * ld_out + head * head_dim;
-            queries->position[place] = positions[row];
+            queries->position[place] = llamac_seen_last(seen, row);
             queries->count = place + 1;
         }
-        work->at += llamac_row_cost(positions[row], chunk);
+        work->at += llamac_row_cost(seen, row);
     }
 }
 
-/* out [rows][heads * head_dim] (stride ld_out) from q (stride ldq) and the cache, which already holds this step's keys.
- * layer may be a variable; heads, kv_heads, head_dim, type, scale, chunk are literals. Units go to threads by equal cost;
- * neighbours of one sequence and KV head are worked on together. */
-LLAMAC_KERNEL void llamac_attention(const llamac_thread *th, float *out, size_t ld_out, const float *q, size_t ldq,
-                                    uint32_t rows, llamac_kv kv, uint32_t layer, uint32_t heads, uint32_t kv_heads,
-                                    uint32_t head_dim, int type, float scale, uint32_t chunk, const int32_t *positions,
-                                    const int32_t *sequence_of_token) {
+/* out [rows][heads * head_dim] (stride ld_out) from q (stride ldq) and the cache, for what each row sees. layer may be a
+ * variable; heads, kv_heads, head_dim, type, scale and `hides` (whether a first page may begin with keys that its rows do
+ * not see) are literals. Units go to threads by equal cost; neighbours of one sequence and KV head are worked on
+ * together. */
+LLAMAC_KERNEL void llamac_attention_seen(const llamac_thread *th, float *out, size_t ld_out, const float *q, size_t ldq,
+                                         uint32_t rows, llamac_kv kv, uint32_t layer, uint32_t heads, uint32_t kv_heads,
+                                         uint32_t head_dim, int type, float scale, llamac_seen seen,
+                                         const int32_t *sequence_of_token, const int hides) {
     const size_t ratio = heads / kv_heads;
     llamac_queries queries;
     llamac_attention_work work = {0, (size_t)rows * heads, 0, 0, 0};
     uint64_t cost = 0;
-    for (size_t row = 0; row < rows; row++) cost += llamac_row_cost(positions[row], chunk) * heads;
+    for (size_t row = 0; row < rows; row++) cost += llamac_row_cost(seen, row) * heads;
     work.low = cost * th->id / th->count;
     work.high = cost * (th->id + 1) / th->count;
     for (;;) {
-        llamac_next_queries(&queries, &work, out, ld_out, q, ldq, rows, ratio, head_dim, positions, sequence_of_token,
-                            chunk);
+        llamac_next_queries(&queries, &work, out, ld_out, q, ldq, rows, ratio, head_dim, seen, sequence_of_token);
         if (queries.count == 0) return;
-        llamac_attend(&queries, kv, layer, kv_heads, head_dim, type, scale, chunk);
+        llamac_attend(&queries, kv, layer, kv_heads, head_dim, type, scale, hides);
     }
+}
+
+/* Causal attention: the cache already holds this step's keys. chunk is a literal. */
+LLAMAC_KERNEL void llamac_attention(const llamac_thread *th, float *out, size_t ld_out, const float *q, size_t ldq,
+                                    uint32_t rows, llamac_kv kv, uint32_t layer, uint32_t heads, uint32_t kv_heads,
+                                    uint32_t head_dim, int type, float scale, uint32_t chunk, const int32_t *positions,
+                                    const int32_t *sequence_of_token) {
+    const llamac_seen seen = {positions, NULL, NULL, chunk};
+    llamac_attention_seen(th, out, ld_out, q, ldq, rows, kv, layer, heads, kv_heads, head_dim, type, scale, seen,
+                          sequence_of_token, chunk % LLAMAC_PAGE != 0);
+}
+
+/* Attention of each row to the keys start..stop - 1 of its sequence; zeros where there are none, and everywhere when
+ * start is NULL. */
+LLAMAC_KERNEL void llamac_attention_range(const llamac_thread *th, float *out, size_t ld_out, const float *q,
+                                          size_t ldq, uint32_t rows, llamac_kv kv, uint32_t layer, uint32_t heads,
+                                          uint32_t kv_heads, uint32_t head_dim, int type, float scale,
+                                          const int32_t *start, const int32_t *stop, const int32_t *sequence_of_token) {
+    if (start) {
+        const llamac_seen seen = {NULL, start, stop, 0};
+        llamac_attention_seen(th, out, ld_out, q, ldq, rows, kv, layer, heads, kv_heads, head_dim, type, scale, seen,
+                              sequence_of_token, 1);
+        return;
+    }
+    size_t low, high;
+    llamac_share(th, rows, &low, &high);
+    for (size_t row = low; row < high; row++) memset(out + row * ld_out, 0, sizeof(float) * heads * head_dim);
 }
 
 #endif

@@ -73,4 +73,19 @@ LLAMAC_KERNEL void llamac_embedding_grouped(const llamac_thread *th, float *y, s
     }
 }
 
+/* y[row] = images[image_rows[row]] where that is not negative; nothing at all when image_rows is NULL. Threads take the
+ * ranges that they take of an embedding, so that no barrier is needed after it. */
+LLAMAC_KERNEL void llamac_merge_rows(const llamac_thread *th, float *y, size_t ldy, uint32_t rows, uint32_t width,
+                                     const int32_t *image_rows, const float *images) {
+    if (image_rows == NULL) return;
+    const size_t chunks = ((size_t)width + 63) / 64;
+    size_t low, high;
+    llamac_share(th, rows * chunks, &low, &high);
+    for (size_t unit = low; unit < high; unit++) {
+        const size_t row = unit / chunks, from = unit % chunks * 64, end = llamac_smaller(width, from + 64);
+        if (image_rows[row] < 0) continue;
+        memcpy(y + row * ldy + from, images + (size_t)image_rows[row] * width + from, sizeof(float) * (end - from));
+    }
+}
+
 #endif

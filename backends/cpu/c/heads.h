@@ -6,15 +6,16 @@
 #include "rms_norm.h"
 #include "types.h"
 
-/* x[row][h] *= 1 / sqrt(mean(x[row][h]^2) + eps) for the first `heads` heads of each row. Threads take (row, head). */
+/* x[row][h] *= 1 / sqrt(mean(x[row][h]^2) + eps), then weight (none when NULL), for the first `heads` heads of each row.
+ * Threads take (row, head). */
 LLAMAC_KERNEL void llamac_norm_heads(const llamac_thread *th, float *x, size_t ldx, uint32_t rows, uint32_t heads,
-                                     uint32_t head_dim, float eps) {
+                                     uint32_t head_dim, const float *weight, float eps) {
     size_t low, high;
     llamac_share(th, (size_t)rows * heads, &low, &high);
     for (size_t unit = low; unit < high; unit++) {
         float *head = x + unit / heads * ldx + unit % heads * head_dim;
         const float factor = llamac_rms_factor(head, head_dim, eps);
-        for (size_t d = 0; d < head_dim; d++) head[d] *= factor;
+        for (size_t d = 0; d < head_dim; d++) head[d] = weight ? head[d] * factor * weight[d] : head[d] * factor;
     }
 }
 
@@ -22,6 +23,7 @@ LLAMAC_KERNEL void llamac_norm_heads(const llamac_thread *th, float *x, size_t l
  * arithmetic, so that it has the same bits everywhere. */
 LLAMAC_KERNEL double llamac_log(double value) {
     int exponent = 0;
+    if (value - value != 0.0) return value; /* no halving ends at infinity */
     while (value > 1.4142135623730951) {
         value *= 0.5;
         exponent++;

@@ -1,8 +1,8 @@
-/* y = x W^T (+ residual) for dense weights in 16-row panels, f32 activations.
+/* y = x W^T (+ bias) (+ residual) for dense weights in 16-row panels, f32 activations.
  *
  * Panel: [k][16] elements (e4m3fn: k padded to 4, then 16 f32 row scales), padded to 64 bytes.
  * Chain of one output n: acc = 0; acc = fma(x[k], (float)w[n][k], acc) for k ascending; e4m3fn: acc * row scale; then
- * residual + acc. One lane holds one output, so row tiles, panels at a time and threads do not change a bit. */
+ * acc + bias[n]; then residual + acc. One lane holds one output, so row tiles, panels at a time and threads do not change a bit. */
 #ifndef LLAMAC_LINEAR_DENSE_H
 #define LLAMAC_LINEAR_DENSE_H
 
@@ -29,9 +29,12 @@ LLAMAC_KERNEL size_t llamac_dense_panel_bytes(size_t k, int type) {
     return llamac_round_up(k * 16 * llamac_element_bytes(type), 64);
 }
 
-/* Writes one row of one panel: the lanes below n - 16 * panel, row-scaled for e4m3fn, plus the residual. */
-LLAMAC_KERNEL void llamac_store_outputs(float *y, f32x16 value, const float *residual, size_t panel, size_t n) {
+/* Writes one row of one panel: the lanes below n - 16 * panel, row-scaled for e4m3fn, plus the bias (which begins at the
+ * panel, as y and the residual do) and the residual. */
+LLAMAC_KERNEL void llamac_store_outputs(float *y, f32x16 value, const float *bias, const float *residual, size_t panel,
+                                        size_t n) {
     size_t lanes = n % 16 && panel == n / 16 ? n % 16 : 16;
+    if (bias) value += lanes == 16 ? llamac_load(bias) : llamac_load_part(bias, n % 16);
     if (lanes == 16) {
         if (residual) value = llamac_load(residual) + value;
         llamac_store(y, value);
@@ -79,7 +82,7 @@ LLAMAC_KERNEL void llamac_dense_pair(f32x16 *first, f32x16 *second, const uint8_
  * multiplied without their factor 2^8, which the sum gets at the end: a power of two changes no rounding. */
 LLAMAC_KERNEL void llamac_dense_tile(const int row_count, const int panel_count, float *y, size_t ldy, const float *x,
                                      size_t ldx, size_t last_row, const uint8_t *weights, size_t first_panel,
-                                     size_t last_panel, int ahead, size_t n, size_t k, int type,
+                                     size_t last_panel, int ahead, size_t n, size_t k, int type, const float *bias,
                                      const float *residual) {
     const size_t panel_bytes = llamac_dense_panel_bytes(k, type), step = 16 * llamac_element_bytes(type);
     const float *input[LLAMAC_MOST_ROWS];
@@ -114,8 +117,8 @@ LLAMAC_KERNEL void llamac_dense_tile(const int row_count, const int panel_count,
         LLAMAC_UNROLL for (int r = 0; r < row_count; r++) {
             if ((size_t)r > last_row) continue;
             f32x16 value = type == LLAMAC_E4M3FN ? acc[r][p] * 256.0f * row_scale : acc[r][p];
-            llamac_store_outputs(y + r * ldy + column, value, residual ? residual + r * ldy + column : residual,
-                                 first_panel + p, n);
+            llamac_store_outputs(y + r * ldy + column, value, bias ? bias + column : bias,
+                                 residual ? residual + r * ldy + column : residual, first_panel + p, n);
         }
     }
 }
@@ -124,14 +127,16 @@ LLAMAC_KERNEL size_t llamac_smaller(size_t a, size_t b) { return a < b ? a : b; 
 
 /* One row against panels [low, high): several panels at once hide the latency of the chains. */
 LLAMAC_KERNEL void llamac_dense_gemv(float *y, const float *x, const uint8_t *w, size_t low, size_t high, size_t n,
-                                     size_t k, int type, const float *residual) {
+                                     size_t k, int type, const float *bias, const float *residual) {
     for (size_t p = low; p < high; p += LLAMAC_DENSE_GEMV_PANELS)
-        llamac_dense_tile(1, LLAMAC_DENSE_GEMV_PANELS, y, 0, x, 0, 0, w, p, high - 1 - p, 1, n, k, type, residual);
+        llamac_dense_tile(1, LLAMAC_DENSE_GEMV_PANELS, y, 0, x, 0, 0, w, p, high - 1 - p, 1, n, k, type, bias,
+                          residual);
 }
 
 /* Rows [0, rows) against panels [low, high): row blocks outside, panels next, row tiles inside. */
 LLAMAC_KERNEL void llamac_dense_gemm(float *y, size_t ldy, const float *x, size_t ldx, size_t rows, const uint8_t *w,
-                                     size_t low, size_t high, size_t n, size_t k, int type, const float *residual) {
+                                     size_t low, size_t high, size_t n, size_t k, int type, const float *bias,
+                                     const float *residual) {
     const size_t tiles = LLAMAC_DENSE_BLOCK_BYTES / (k * 4) / LLAMAC_DENSE_ROWS;
     const size_t block = (tiles ? tiles : 1) * LLAMAC_DENSE_ROWS;
     for (size_t first = 0; first < rows; first += block) {
@@ -140,27 +145,34 @@ LLAMAC_KERNEL void llamac_dense_gemm(float *y, size_t ldy, const float *x, size_
             size_t row = first;
             for (; row + LLAMAC_DENSE_ROWS <= end; row += LLAMAC_DENSE_ROWS)
                 llamac_dense_tile(LLAMAC_DENSE_ROWS, LLAMAC_DENSE_PANELS, y + row * ldy, ldy, x + row * ldx, ldx,
-                                  LLAMAC_DENSE_ROWS - 1, w, p, high - 1 - p, 0, n, k, type,
+                                  LLAMAC_DENSE_ROWS - 1, w, p, high - 1 - p, 0, n, k, type, bias,
                                   residual ? residual + row * ldy : residual);
             for (; row < end; row += LLAMAC_DENSE_SMALL_ROWS)
                 llamac_dense_tile(LLAMAC_DENSE_SMALL_ROWS, LLAMAC_DENSE_PANELS, y + row * ldy, ldy, x + row * ldx, ldx,
                                   llamac_smaller(end - 1 - row, LLAMAC_DENSE_SMALL_ROWS - 1), w, p, high - 1 - p,
-                                  row == 0, n, k, type, residual ? residual + row * ldy : residual);
+                                  row == 0, n, k, type, bias, residual ? residual + row * ldy : residual);
         }
     }
 }
 
-/* y[row*ldy + j] = (residual[row*ldy + j] +) sum over k of x[row*ldx + k] W[j][k], j < n. residual may be NULL or y.
- * n, k, type are literals. Threads take contiguous panel ranges. */
-LLAMAC_KERNEL void llamac_linear_dense(const llamac_thread *th, float *y, size_t ldy, const float *x, size_t ldx,
-                                       uint32_t rows, const uint8_t *w, uint32_t n, uint32_t k, int type,
-                                       const float *residual) {
+/* y[row*ldy + j] = (residual[row*ldy + j] +) sum over k of x[row*ldx + k] W[j][k] (+ bias[j]), j < n. bias may be NULL,
+ * residual NULL or y. n, k, type are literals. Threads take contiguous panel ranges. */
+LLAMAC_KERNEL void llamac_linear_biased(const llamac_thread *th, float *y, size_t ldy, const float *x, size_t ldx,
+                                        uint32_t rows, const uint8_t *w, uint32_t n, uint32_t k, int type,
+                                        const float *bias, const float *residual) {
     size_t low, high;
     llamac_share(th, ((size_t)n + 15) / 16, &low, &high);
     if (rows == 1)
-        llamac_dense_gemv(y, x, w, low, high, n, k, type, residual);
+        llamac_dense_gemv(y, x, w, low, high, n, k, type, bias, residual);
     else
-        llamac_dense_gemm(y, ldy, x, ldx, rows, w, low, high, n, k, type, residual);
+        llamac_dense_gemm(y, ldy, x, ldx, rows, w, low, high, n, k, type, bias, residual);
+}
+
+/* The same without a bias. */
+LLAMAC_KERNEL void llamac_linear_dense(const llamac_thread *th, float *y, size_t ldy, const float *x, size_t ldx,
+                                       uint32_t rows, const uint8_t *w, uint32_t n, uint32_t k, int type,
+                                       const float *residual) {
+    llamac_linear_biased(th, y, ldy, x, ldx, rows, w, n, k, type, NULL, residual);
 }
 
 #endif

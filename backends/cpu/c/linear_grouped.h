@@ -226,7 +226,7 @@ LLAMAC_KERNEL void llamac_grouped_tile(const int row_count, float *y, size_t ldy
     }
     LLAMAC_UNROLL for (int r = 0; r < row_count; r++)
         if ((size_t)r <= last_row)
-            llamac_store_outputs(y + r * ldy + panel_index * 16, acc[r],
+            llamac_store_outputs(y + r * ldy + panel_index * 16, acc[r], NULL,
                                  residual ? residual + r * ldy + panel_index * 16 : residual, panel_index, n);
 }
 

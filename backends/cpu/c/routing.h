@@ -28,10 +28,11 @@ LLAMAC_KERNEL int32_t llamac_best_expert(const float *logits, uint32_t experts, 
 }
 
 /* order[routed row] = slot, place[slot] = routed row, scores[routed row] = sigmoid(logit), offsets[expert] = first
- * routed row of the expert, offsets[experts] = all. One thread does it: a few comparisons for each logit. */
+ * routed row of the expert, offsets[experts] = all; counts[expert] grows by the rows that it gets. One thread does it: a
+ * few comparisons for each logit. */
 LLAMAC_KERNEL void llamac_route(const llamac_thread *th, int32_t *order, int32_t *place, float *scores,
-                                int32_t *offsets, const float *logits, size_t ld, uint32_t rows, uint32_t experts,
-                                uint32_t k) {
+                                int32_t *offsets, uint64_t *counts, const float *logits, size_t ld, uint32_t rows,
+                                uint32_t experts, uint32_t k) {
     if (th->id != 0) return;
     for (uint32_t e = 0; e <= experts; e++) offsets[e] = 0;
     for (size_t row = 0; row < rows; row++) {
@@ -41,7 +42,10 @@ LLAMAC_KERNEL void llamac_route(const llamac_thread *th, int32_t *order, int32_t
             offsets[chosen[i] + 1]++;
         }
     }
-    for (uint32_t e = 0; e < experts; e++) offsets[e + 1] += offsets[e];
+    for (uint32_t e = 0; e < experts; e++) {
+        counts[e] += (uint64_t)offsets[e + 1];
+        offsets[e + 1] += offsets[e];
+    }
     int32_t next[experts];
     for (uint32_t e = 0; e < experts; e++) next[e] = offsets[e];
     for (size_t slot = 0; slot < (size_t)rows * k; slot++) {

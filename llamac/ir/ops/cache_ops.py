@@ -15,7 +15,7 @@ from ..types import CacheType, TensorType, Type
 from .attention import softmax_rows
 from .normalization import normalized
 from .rotary import rotate
-from .temperature import temperatures
+from .temperature import check_floor, temperatures
 
 
 @dataclass
@@ -34,7 +34,8 @@ class CacheState:
         return cls(type, np.zeros(shape, kind), np.zeros(shape, kind))
 
 
-def _check_rows(s: Signature, first: int, tokens: object) -> None:
+def check_rows(s: Signature, first: int, tokens: object) -> None:
+    """Operands from `first` on are positions, sequence numbers and page tables of `tokens` rows."""
     positions, sequences, pages = s.tensor(first), s.tensor(first + 1), s.tensor(first + 2)
     if positions != TensorType((tokens,), I32) or sequences != positions:  # type: ignore[arg-type]
         raise OpError(f"positions {positions} and sequence numbers {sequences} must be i32 [{tokens}]")
@@ -42,7 +43,8 @@ def _check_rows(s: Signature, first: int, tokens: object) -> None:
         raise OpError(f"page tables {pages} must be i32 [sequences, pages]")
 
 
-def _heads(s: Signature, cache: CacheType) -> int:
+def query_heads(s: Signature, cache: CacheType) -> int:
+    """The attribute `heads`, which must fit the cache, as must `layer`."""
     heads = s.integer("heads")
     if heads <= 0 or heads % cache.kv_heads:
         raise OpError(f"{heads} query heads do not share {cache.kv_heads} kv heads evenly")
@@ -54,7 +56,7 @@ def _heads(s: Signature, cache: CacheType) -> int:
 
 def _qkv(s: Signature, index: int, cache: CacheType) -> TensorType:
     """The joined q, k and v rows that fit a cache."""
-    qkv, heads = s.ranked(index, 2), _heads(s, cache)
+    qkv, heads = s.ranked(index, 2), query_heads(s, cache)
     if qkv != TensorType((qkv.shape[0], (heads + 2 * cache.kv_heads) * cache.head_dim), F32):
         raise OpError(f"qkv {qkv} does not hold {heads} q, {cache.kv_heads} k and v heads of {cache.head_dim}")
     return qkv
@@ -65,14 +67,14 @@ def _infer_rope_append(s: Signature) -> Sequence[Type]:
     tokens = _qkv(s, 1, cache).shape[0]
     if cos != TensorType((tokens, cache.head_dim // 2), F32) or sin != cos:
         raise OpError(f"cos {cos} and sin {sin} must be f32 [{tokens}, {cache.head_dim // 2}]")
-    _check_rows(s, 4, tokens)
+    check_rows(s, 4, tokens)
     return [cache, TensorType((tokens, s.integer("heads") * cache.head_dim), F32)]
 
 
 def _infer_append(s: Signature) -> Sequence[Type]:
     cache = s.cache(0)
     tokens = _qkv(s, 1, cache).shape[0]
-    _check_rows(s, 2, tokens)
+    check_rows(s, 2, tokens)
     return [cache, TensorType((tokens, s.integer("heads") * cache.head_dim), F32)]
 
 
@@ -113,9 +115,22 @@ def _infer_heads(s: Signature) -> Sequence[Type]:
     columns = qkv.shape[1]
     if qkv.dtype is not F32 or not isinstance(columns, int) or heads * width > columns:
         raise OpError(f"{qkv} does not begin with {heads} f32 heads of {width}")
-    if len(s.types) > 1 and s.tensor(1) != TensorType((qkv.shape[0],), I32):
-        raise OpError(f"positions {s.tensor(1)} must be i32 [{qkv.shape[0]}]")
     return [qkv]
+
+
+def _infer_norm_heads(s: Signature) -> Sequence[Type]:
+    width = s.integer("head_dim")
+    if len(s.types) > 1 and (s.tensor(1).shape != (width,) or not s.tensor(1).dtype.is_float):
+        raise OpError(f"the weight {s.tensor(1)} does not scale heads of {width}")
+    return _infer_heads(s)
+
+
+def _infer_temper_heads(s: Signature) -> Sequence[Type]:
+    positions, tokens = s.tensor(1), s.ranked(0, 2).shape[0]
+    if positions != TensorType((tokens,), I32):
+        raise OpError(f"positions {positions} must be i32 [{tokens}]")
+    check_floor(s)
+    return _infer_heads(s)
 
 
 def _on_heads(e: Evaluation, change: Callable[[Array], Array]) -> Sequence[Any]:
@@ -127,7 +142,13 @@ def _on_heads(e: Evaluation, change: Callable[[Array], Array]) -> Sequence[Any]:
 
 
 def _evaluate_norm_heads(e: Evaluation) -> Sequence[Any]:
-    return _on_heads(e, lambda heads: normalized(heads, e.number("eps")))
+    weight = e.inputs[1] if len(e.inputs) > 1 else None
+
+    def norm(heads: Array) -> Array:
+        normal = normalized(heads, e.number("eps"))
+        return normal if weight is None else normal * weight
+
+    return _on_heads(e, norm)
 
 
 def _evaluate_temper_heads(e: Evaluation) -> Sequence[Any]:
@@ -137,32 +158,38 @@ def _evaluate_temper_heads(e: Evaluation) -> Sequence[Any]:
 
 def _infer_attend(s: Signature) -> Sequence[Type]:
     cache, q = s.cache(1), s.ranked(0, 2)
-    heads = _heads(s, cache)
+    if cache.cross:
+        raise OpError(f"{cache} holds vision tokens, which rows see by ranges")
+    heads = query_heads(s, cache)
     if q != TensorType((q.shape[0], heads * cache.head_dim), F32):
         raise OpError(f"q {q} does not hold {heads} heads of {cache.head_dim}")
-    _check_rows(s, 2, q.shape[0])
+    check_rows(s, 2, q.shape[0])
     return [q]
 
 
 def _evaluate_attend(e: Evaluation) -> Sequence[Any]:
     q, state, positions, sequences, pages = e.inputs
-    kind, heads, layer = state.type, e.integer("heads"), e.integer("layer")
-    group = heads // kind.kv_heads
     out = np.empty_like(q)
     for t, position in enumerate(positions):
-        first = kind.first_visible(int(position))
-        skipped = first // kind.page
-        mine = pages[sequences[t], skipped : position // kind.page + 1]
-        seen = slice(first - skipped * kind.page, position + 1 - skipped * kind.page)
-        # [pages, kv_heads, page, head_dim] -> [kv_heads, visible positions, head_dim]
-        keys, values = (
-            store[mine, layer].transpose(1, 0, 2, 3).reshape(kind.kv_heads, -1, kind.head_dim)[:, seen]
-            for store in (state.keys, state.values)
-        )
-        query = q[t].reshape(kind.kv_heads, group, kind.head_dim)
-        scores = query @ keys.transpose(0, 2, 1) * q.dtype.type(e.number("scale"))
-        out[t] = (softmax_rows(scores) @ values).reshape(-1)
+        first = state.type.first_visible(int(position))
+        out[t] = attended(e, q[t], state, pages[sequences[t]], first, int(position) + 1)
     return [e.rounded(out)]
+
+
+def attended(e: Evaluation, row: Array, state: CacheState, pages: Array, first: int, stop: int) -> Array:
+    """Attention of one row of heads over the cached positions [first, stop) of a sequence with these pages."""
+    kind, layer = state.type, e.integer("layer")
+    skipped = first // kind.page
+    mine = pages[skipped : -(-stop // kind.page)]
+    seen = slice(first - skipped * kind.page, stop - skipped * kind.page)
+    # [pages, kv_heads, page, head_dim] -> [kv_heads, visible positions, head_dim]
+    keys, values = (
+        store[mine, layer].transpose(1, 0, 2, 3).reshape(kind.kv_heads, -1, kind.head_dim)[:, seen]
+        for store in (state.keys, state.values)
+    )
+    query = row.reshape(kind.kv_heads, e.integer("heads") // kind.kv_heads, kind.head_dim)
+    scores = query @ keys.transpose(0, 2, 1) * row.dtype.type(e.number("scale"))
+    return np.asarray((softmax_rows(scores) @ values).reshape(-1))
 
 
 def _infer_call(s: Signature) -> Sequence[Type]:
@@ -199,18 +226,18 @@ OPS: tuple[OpDefinition, ...] = (
     OpDefinition(
         "norm_heads",
         frozenset({KERNEL}),
-        ("qkv",),
+        ("qkv", "weight?"),
         {"heads": "int", "head_dim": "int", "eps": "float"},
-        _infer_heads,
+        _infer_norm_heads,
         _evaluate_norm_heads,
-        "The first heads of each row over their root mean square, head by head; the rest as it is.",
+        "The first heads of each row over their root mean square, head by head, times a weight; the rest as it is.",
     ),
     OpDefinition(
         "temper_heads",
         frozenset({KERNEL}),
         ("qkv", "positions"),
         {"heads": "int", "head_dim": "int", "floor": "float", "scale": "float"},
-        _infer_heads,
+        _infer_temper_heads,
         _evaluate_temper_heads,
         "The first heads of each row times 1 + scale ln(1 + floor((position + 1) / floor)); the rest as it is.",
     ),

@@ -33,6 +33,20 @@ def _infer_rows(s: Signature) -> Sequence[Type]:
     return [TensorType((ids.shape[0], table.shape[1]), table.dtype)]
 
 
+def _infer_merge(s: Signature) -> Sequence[Type]:
+    x, images, rows = s.ranked(0, 2), s.ranked(1, 2), s.tensor(2)
+    if images != x.with_shape(images.shape[0], x.shape[1]) or not x.dtype.is_float:
+        raise OpError(f"the rows of {images} are not like those of {x}")
+    if rows != TensorType((x.shape[0],), I32):
+        raise OpError(f"row numbers {rows} must be i32 [{x.shape[0]}]")
+    return [x]
+
+
+def _evaluate_merge(e: Evaluation) -> Sequence[Any]:
+    x, images, rows = e.inputs
+    return [np.where((rows >= 0)[:, None], images[np.maximum(rows, 0)], x)]
+
+
 OPS: tuple[OpDefinition, ...] = (
     OpDefinition(
         "iota",
@@ -60,5 +74,14 @@ OPS: tuple[OpDefinition, ...] = (
         _infer_rows,
         lambda e: [e.inputs[0][e.inputs[1]]],
         "Row rows[i] of an activation: only the positions whose logits are wanted.",
+    ),
+    OpDefinition(
+        "merge_rows",
+        frozenset({MODEL, KERNEL}),
+        ("x", "images", "rows"),
+        {},
+        _infer_merge,
+        _evaluate_merge,
+        "Row t is images[rows[t]] where rows[t] >= 0, else x[t]: pictures among the embedded text.",
     ),
 )

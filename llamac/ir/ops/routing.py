@@ -199,10 +199,11 @@ OPS: tuple[OpDefinition, ...] = (
         "route",
         _ROUTED,
         ("logits",),
-        {"top_k": "int"},
+        {"top_k": "int", "layer": "dim?", "cache": "int?"},
         _infer_route,
         _evaluate_route,
-        "Slots sorted by expert; results: slot of each routed row, routed row of each slot, its score, expert offsets.",
+        "Slots sorted by expert; results: slot of each routed row, routed row of each slot, scores, expert offsets.\n"
+        "`layer` in the cache of number `cache` says under which layer the choices are counted.",
     ),
     OpDefinition(
         "gather_routed",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..definition import Array, Evaluation, OpDefinition, OpError, Signature
-from ..dtypes import F32, I32
+from ..dtypes import I32
 from ..levels import MODEL
 from ..types import TensorType, Type
 
@@ -23,22 +23,24 @@ def temperatures(positions: Array, e: Evaluation) -> Array:
     return np.asarray(np.log1p(blocks.astype(kind)) * kind(e.number("scale")) + kind(1))
 
 
-def _infer(s: Signature) -> Sequence[Type]:
-    q, positions = s.ranked(0, 3), s.tensor(1)
+def check_floor(s: Signature) -> None:
+    """Refuse a `floor` that positions cannot be divided by."""
     floor = s.attributes["floor"]
-    if not q.dtype.is_float or positions != TensorType((q.shape[1],), I32):
-        raise OpError(f"q {q} must be float [heads, T, head_dim] and positions {positions} i32 [T]")
     if not isinstance(floor, float) or not floor > 0:
         raise OpError(f"attribute 'floor' must be positive, not {floor}")
+
+
+def _infer(s: Signature) -> Sequence[Type]:
+    q, positions = s.ranked(0, 3), s.tensor(1)
+    if not q.dtype.is_float or positions != TensorType((q.shape[1],), I32):
+        raise OpError(f"q {q} must be float [heads, T, head_dim] and positions {positions} i32 [T]")
+    check_floor(s)
     return [q]
 
 
 def _evaluate(e: Evaluation) -> Sequence[Any]:
     q, positions = e.inputs
-    factors = temperatures(positions, e)
-    if not e.exact and e.result_dtype() is not F32:
-        factors = factors.astype(q.dtype)
-    return [e.rounded(q * factors[None, :, None])]
+    return [e.rounded(q * temperatures(positions, e)[None, :, None])]
 
 
 OPS: tuple[OpDefinition, ...] = (

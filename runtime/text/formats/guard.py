@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from llamac.errors import LlamacError
 
-from ..tools.offered import OfferedTools
+from ..tools.offered import NO_TOOLS, OfferedTools
 from .headers import BEGIN, LLAMA3, LLAMA4, HeaderFormat
 from .messages import ChatMessage, malformed, read_messages
 from .pieces import Piece
@@ -67,7 +67,7 @@ class GuardFormat:
     base: HeaderFormat | None
 
     def pieces(
-        self, messages: object, tools: OfferedTools = OfferedTools(), *, add_generation_prompt: bool = True
+        self, messages: object, tools: OfferedTools = NO_TOOLS, *, add_generation_prompt: bool = True
     ) -> list[Piece]:
         """The prompt about user's and assistant's messages in turn; LLC0914 for others, LLC0916 for tools."""
         if tools:
@@ -76,7 +76,11 @@ class GuardFormat:
         text = self._task(read)
         if self.base is None:
             return [BEGIN, f"[INST] {text} [/INST]"]
-        images = [{"type": "image", "tiles": [i.rows, i.columns]} for message in read for i in message.images]
+        images = [
+            {"type": "image", "tiles": [i.rows, i.columns] if i.rows else None}
+            for message in read
+            for i in message.images
+        ]
         content = [*images, {"type": "text", "text": text}]
         return self.base.pieces([{"role": "user", "content": content}], add_generation_prompt=add_generation_prompt)
 
@@ -90,9 +94,7 @@ class GuardFormat:
         turns = [f"{names[message.role]}: {message.text.strip()}" for message in messages]
         listed = [f"S{number}: {category}." for number, category in enumerate(self.categories, start=1)]
         # Filled in one go: braces inside a message are nobody's placeholders.
-        return TASK.format(
-            role=names[messages[-1].role], categories="\n".join(listed), conversation="\n\n".join(turns)
-        )
+        return TASK.format(role=names[messages[-1].role], categories="\n".join(listed), conversation="\n\n".join(turns))
 
 
 GUARDS = (

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from llamac.errors import LlamacError
 
 from ..tools.call import ALWAYS_TAGGED, Kind
-from ..tools.offered import OfferedTools
+from ..tools.offered import NO_TOOLS, OfferedTools
 from ..tools.write import call_texts
 from .messages import ChatMessage, Image, Part, read_messages
 from .pieces import Control, Piece
@@ -55,7 +55,7 @@ class HeaderFormat:
     waits_after_call: bool = False
 
     def pieces(
-        self, messages: object, tools: OfferedTools = OfferedTools(), *, add_generation_prompt: bool = True
+        self, messages: object, tools: OfferedTools = NO_TOOLS, *, add_generation_prompt: bool = True
     ) -> list[Piece]:
         """The prompt. LLC0914 for messages that are none, LLC0916 for tools that this generation does not know."""
         read = self._with_tools(self._read(messages, tools), tools)
@@ -134,6 +134,9 @@ def _llama3_image(image: Image) -> Iterator[Piece]:
 
 def _llama4_image(image: Image) -> Iterator[Piece]:
     """The patches of every tile, row by row, then those of the whole image scaled to one tile."""
+    if image.rows == 0:
+        yield Control("<|image|>")
+        return
     patches = [Control("<|patch|>")] * TILE_TOKENS
     yield Control("<|image_start|>")
     if (image.rows, image.columns) != (1, 1):
@@ -186,4 +189,3 @@ LLAMA4 = HeaderFormat(
     function_prompt=llama4_prompt,
     waits_after_call=True,
 )
-

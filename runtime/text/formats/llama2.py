@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from llamac.errors import LlamacError
 
-from ..tools.offered import OfferedTools
+from ..tools.offered import NO_TOOLS, OfferedTools
 from .messages import ChatMessage, malformed, read_messages
 from .pieces import Control, Piece
 
@@ -32,7 +32,7 @@ class Llama2Format:
     name: str = "llama2"
 
     def pieces(
-        self, messages: object, tools: OfferedTools = OfferedTools(), *, add_generation_prompt: bool = True
+        self, messages: object, tools: OfferedTools = NO_TOOLS, *, add_generation_prompt: bool = True
     ) -> list[Piece]:
         """The prompt; LLC0914 for other roles or texts that hold the format's own marks, LLC0916 for tools."""
         if tools:
@@ -58,7 +58,9 @@ def _turns(messages: list[ChatMessage]) -> list[str]:
     if any(message.images or message.calls for message in messages):
         raise malformed("messages", "Llama 2 knows neither images nor tool calls")
     if any(mark in text for mark in MARKS for text in [*texts, system or ""]):
-        raise malformed("messages", f"a text holds one of {' '.join(MARKS)}, which separate the messages of this format")
+        raise malformed(
+            "messages", f"a text holds one of {' '.join(MARKS)}, which separate the messages of this format"
+        )
     if system is not None:
         texts[0] = SYSTEM.format(system, texts[0])
     return [text.strip() for text in texts]

@@ -22,7 +22,10 @@ ROLES: dict[str, Role] = {
 
 @dataclass(frozen=True)
 class Image:
-    """An image among the parts of a message, cut into rows x columns tiles (1 x 1: it is small)."""
+    """An image among the parts of a message, cut into rows x columns tiles (1 x 1: it is small).
+
+    0 x 0: only its place, one token; whoever knows the picture spells it out later.
+    """
 
     rows: int = 1
     columns: int = 1
@@ -56,7 +59,8 @@ def read_messages(
 ) -> list[ChatMessage]:
     """Check and convert rows of role, content, and maybe tool_calls and stop_reason; LLC0914 for what is none.
 
-    content: text, or parts {"type": "text", "text": ...} and {"type": "image", "tiles": [rows, columns]}.
+    content: text, or parts {"type": "text", "text": ...} and {"type": "image", "tiles": [rows, columns]}
+    (null: only its place).
     stop_reason: "end_of_turn" or "end_of_message". `default` and `tagged` as for `read_calls`.
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence) or not messages:
@@ -104,6 +108,8 @@ def _read_part(part: Any, where: str) -> Part:
 
 
 def _read_tiles(tiles: Any, where: str) -> tuple[int, int]:
+    if tiles is None:
+        return 0, 0
     if isinstance(tiles, Sequence) and len(tiles) == 2 and all(type(n) is int and 0 < n <= 64 for n in tiles):
         return tiles[0], tiles[1]
     raise malformed(where, "its tiles are not [rows, columns]")

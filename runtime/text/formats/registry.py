@@ -23,16 +23,16 @@ class ChatFormat(Protocol):
         """The name under which an artifact asks for it."""
         ...
 
-    def pieces(
-        self, messages: object, tools: OfferedTools = ..., *, add_generation_prompt: bool = True
-    ) -> list[Piece]:
+    def pieces(self, messages: object, tools: OfferedTools = ..., *, add_generation_prompt: bool = True) -> list[Piece]:
         """The prompt for messages (see `formats.messages.read_messages`)."""
         ...
 
 
 FORMATS: dict[str, ChatFormat] = {
-    row.name: row for row in (Llama2Format(), LLAMA3, LLAMA3_1, LLAMA3_2, LLAMA4, *GUARDS)
-} | {"llama3.3": LLAMA3_2}
+    **{row.name: row for row in (Llama2Format(), LLAMA3, LLAMA3_1, LLAMA3_2)},
+    "llama3.3": LLAMA3_2,
+    **{row.name: row for row in (LLAMA4, *GUARDS)},
+}
 """Llama 3.3 is offered functions as the text models of 3.2 are."""
 
 

@@ -30,13 +30,16 @@ class OfferedTools:
         return [{"type": "function", "function": function} for function in self.functions] or None
 
 
+NO_TOOLS = OfferedTools()
+
+
 def read_tools(tools: Sequence[Tool] | None) -> OfferedTools:
     """Check tools: names of built-in ones, and functions bare or as {"type": "function", "function": {...}}.
 
     Raises LLC0916 for what is neither.
     """
     if tools is None:
-        return OfferedTools()
+        return NO_TOOLS
     if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
         raise _malformed("tools", "not a list")
     builtin, functions, code = [], [], False

@@ -62,9 +62,7 @@ def json_calls(text: str, tagged: bool) -> list[ToolCall]:
 def function_call(name: str, arguments: str, tagged: bool = False) -> ToolCall:
     """`<function=name>arguments</function>`: the arguments are JSON, or the same with Python's quotes and constants."""
     try:
-        value, end = _decode(arguments, 0)
-        if end != len(arguments):
-            raise NotACall("text after the arguments")
+        value = _whole(arguments)
     except NotACall:
         value = read_literal(arguments)
     if not isinstance(value, dict):
@@ -77,10 +75,8 @@ def _python_calls(text: str, tagged: bool) -> list[ToolCall]:
 
 
 def _json_list(text: str, tagged: bool) -> list[ToolCall]:
-    value, end = _decode(text, 0)
-    if end != len(text) or not isinstance(value, list):
-        raise NotACall("text after the list")
-    return [_json_call(row, tagged) for row in value]
+    value = _whole(text)
+    return [_json_call(row, tagged) for row in (value if isinstance(value, list) else [value])]
 
 
 def _builtin_call(text: str, tagged: bool) -> ToolCall:
@@ -106,7 +102,7 @@ def _json_call(value: Any, tagged: bool) -> ToolCall:
     name = row.get("name", inner)
     arguments = row.get("parameters", row.get("arguments"))
     if isinstance(arguments, str):
-        arguments, end = _decode(arguments.strip(BLANK), 0)
+        arguments = _whole(arguments.strip(BLANK))
     if arguments is None and value.get("type") == "function":
         arguments = {}
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
@@ -126,6 +122,13 @@ def _finite(digits: str) -> float:
 
 
 _DECODER = json.JSONDecoder(strict=False, parse_constant=_refuse_constant, parse_float=_finite)
+
+
+def _whole(text: str) -> Any:
+    value, end = _decode(text, 0)
+    if end != len(text):
+        raise NotACall("text after the value")
+    return value
 
 
 def _decode(text: str, place: int) -> tuple[Any, int]:

@@ -64,5 +64,7 @@ def _text(call: ToolCall, name: str) -> str:
     value = call.arguments.get(name)
     if not isinstance(value, str):
         hint = f'give its arguments as {{"{name}": "..."}}'
-        raise LlamacError("LLC0914", f"call of {call.name}", f"a call of kind {call.kind!r} needs a text {name!r}", hint)
+        raise LlamacError(
+            "LLC0914", f"call of {call.name}", f"a call of kind {call.kind!r} needs a text {name!r}", hint
+        )
     return value

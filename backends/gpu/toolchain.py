@@ -1,0 +1,62 @@
+"""Finds the pinned Triton, imports it only when a kernel is wanted, and keeps its cache where llamac keeps its own."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from llamac.errors import LlamacError
+
+TRITON_VERSION = "3.9.0"
+"""The Triton release whose code generator is used; another one may emit other bytes."""
+
+KERNELS = "llamac.backends.gpu.kernels"
+_INSTALL = 'pip install "llamac[gpu]"'
+
+
+def require_triton() -> None:
+    """Check that the pinned Triton is there (LLC0607 when it is missing, LLC0608 when its version is another)."""
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        reason = "the compiler of GPU kernels is not installed"
+        raise LlamacError("LLC0607", "triton", reason, _INSTALL) from None
+    if version != TRITON_VERSION:
+        reason = (
+            f"version {version} is installed, but kernels are built with {TRITON_VERSION} so that bytes do not vary"
+        )
+        raise LlamacError("LLC0608", "triton", reason, _INSTALL)
+
+
+def load_kernel(family: str, name: str) -> Any:
+    """The kernel `name` of `kernels/<family>.py`; LLC0609 when there is none. Imports Triton."""
+    require_triton()
+    module = importlib.import_module(f"{KERNELS}.{family}")
+    kernel = getattr(module, name, None)
+    if kernel is None:
+        raise LlamacError("LLC0609", f"{family}.{name}", "there is no such kernel (a bug in llamac)")
+    return kernel
+
+
+def cache_folder() -> Path:
+    """A writable folder for Triton's cache: LLAMAC_CACHE_DIR, the user's cache folder, or a temporary one."""
+    home = os.path.expanduser("~/.cache")
+    bases = [(os.environ.get("LLAMAC_CACHE_DIR"), "triton"), (os.environ.get("XDG_CACHE_HOME"), "llamac/triton")]
+    for base, inside in [*bases, (home, "llamac/triton")]:
+        if not base or base.startswith("~"):
+            continue
+        folder = Path(base) / inside
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    identity = os.getuid() if hasattr(os, "getuid") else "user"
+    folder = Path(tempfile.gettempdir()) / f"llamac-triton-{identity}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder

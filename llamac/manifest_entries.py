@@ -1,0 +1,142 @@
+"""What the manifest of an artifact says of a compiled model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from llamac.analysis.weight_plan import bytes_per_token
+from llamac.backends.cpu.toolchain import ZIG_VERSION
+from llamac.ir.kv_groups import kv_groups
+from llamac.ir.layouts import LAYOUT
+from llamac.models.checkpoint import Checkpoint
+from llamac.models.llama.config import LlamaConfig
+from llamac.target import Target
+from llamac.transform.pipeline import PassRecord
+
+from .layer_kinds import cached_layers
+
+if TYPE_CHECKING:
+    from .driver import CompiledGraph
+
+WEIGHTS_MEMBER = f"weights/{LAYOUT}.bin"
+IR_MEMBER = "ir/step.ir"
+IMAGE_IR_MEMBER = "ir/encode_image.ir"
+
+
+def manifest_of(
+    checkpoint: Checkpoint,
+    compiled: CompiledGraph,
+    targets: list[Target],
+    text: dict[str, Any],
+    vectors: dict[str, Any],
+    certificate: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Everything that the manifest says but the hashes of the members, which the writer adds."""
+    config, generation = checkpoint.config, checkpoint.generation
+    return {
+        "format": "llamac-artifact",
+        "schema": 1,
+        "producer": f"llamac {_version()} (zig {ZIG_VERSION})",
+        "model": {
+            "name": checkpoint.name,
+            "architecture": config.architecture,
+            "source_format": checkpoint.format,
+            "license": checkpoint.license,
+            "parameters": config.parameters,
+            "config": dataclasses.asdict(config),
+            "context_length": compiled.limits.context,
+            "vocab_size": config.vocab_size,
+            "token_ids": checkpoint.tensors["embed"].shape[0],
+        },
+        "quantization": str(compiled.quantization),
+        "passes": [_pass_entry(r) for r in compiled.records],
+        "targets": [_target_entry(t) for t in targets],
+        "weights": [_weights_entry(compiled)],
+        "ir": IR_MEMBER,
+        **_image_entry(compiled),
+        "memory": _memory_entry(compiled, config),
+        **text,
+        "generation": {
+            "bos_id": generation.bos_id,
+            "add_bos": generation.add_bos,
+            "stop_ids": list(generation.stop_ids),
+            "stop_sources": {str(k): list(v) for k, v in generation.stop_sources.items()},
+            "defaults": dict(generation.sampling),
+        },
+        "golden": vectors,
+        "certificate": certificate,
+        "ledger": [entry.to_json() for entry in compiled.context.ledger],
+    }
+
+
+def _image_entry(compiled: CompiledGraph) -> dict[str, Any]:
+    if compiled.encoder is None:
+        return {}
+    graph, records = compiled.encoder[0].main, compiled.encoder[1]
+    pixels = graph.argument("pixels").tensor.shape
+    # Where the result goes to the cache, it is what the rows that go there are taken from.
+    result = next((op.operands[0] for op in graph.ops if op.opcode == "take_rows"), graph.outputs[0]).tensor.shape
+    return {
+        "image": {
+            "ir": IMAGE_IR_MEMBER,
+            "pixels": list(pixels),
+            "embeddings": list(result),
+            "joint": any(a.name == "aspect_ratio" for a in graph.arguments),
+            "passes": [_pass_entry(r) for r in records],
+        }
+    }
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("llamac")
+
+
+def _pass_entry(record: PassRecord) -> dict[str, Any]:
+    result = record.result
+    return {
+        "name": record.name,
+        "options": {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in record.options.items()},
+        "changed": result.changed,
+        "counts": dict(result.counts),
+    }
+
+
+def _target_entry(target: Target) -> dict[str, Any]:
+    return {
+        "name": target.name,
+        "kind": target.kind,
+        "triple": target.triple,
+        "requires": list(target.requires),
+        "code": f"code/{target.name}.so",
+        "source": "code/model.c",
+        "layout": target.layout,
+        "truth": "compiled",
+    }
+
+
+def _weights_entry(compiled: CompiledGraph) -> dict[str, Any]:
+    tensors = [
+        {"name": p.weight.name, "offset": p.offset, "bytes": p.nbytes, "format": p.format, "shape": list(p.shape)}
+        for p in compiled.placed
+    ]
+    return {"layout": LAYOUT, "member": WEIGHTS_MEMBER, "bytes": compiled.limits.weight_bytes, "tensors": tensors}
+
+
+def _memory_entry(compiled: CompiledGraph, config: LlamaConfig) -> dict[str, Any]:
+    caches, limits = [g.type for g in kv_groups(compiled.module.step)], compiled.limits
+    return {
+        "arena_bytes": limits.arena_bytes,
+        "kv_page_tokens": caches[0].page,
+        "caches": [
+            {"kind": c.kind, "chunk": c.chunk, "layers": cached_layers(config, c), "page_bytes": c.page_bytes}
+            for c in caches
+        ],
+        "kv_dtype": compiled.kv_dtype,
+        "max_step_tokens": limits.max_tokens,
+        "weight_bytes": limits.weight_bytes,
+        "weight_bytes_per_token": bytes_per_token(compiled.module, compiled.placed),
+        "logits_bytes": 4 * limits.vocab,
+    }

@@ -1,0 +1,23 @@
+"""What the sizes of Llama 4's image encoder may be."""
+
+from __future__ import annotations
+
+from llamac.errors import LlamacError
+
+from ..llama.config_keys import MOST_IN_ENCODER
+from ..llama.vision_config import Llama4Vision
+
+
+def checked_encoder(vision: Llama4Vision, where: str) -> Llama4Vision:
+    """`vision` unchanged, or LLC0303/LLC0304 naming what cannot be."""
+    sizes = (vision.hidden_size, vision.intermediate_size, vision.image_size, vision.adapter_hidden, vision.channels)
+    if max(sizes) > MOST_IN_ENCODER or vision.adapter_output > MOST_IN_ENCODER:
+        raise LlamacError("LLC0303", where, f"a size is larger than {MOST_IN_ENCODER}", "check the model's config")
+    for wrong, reason in (
+        (vision.hidden_size % vision.heads, f"hidden_size {vision.hidden_size} in {vision.heads} heads"),
+        (vision.image_size % vision.patch_size, f"images of {vision.image_size} in patches of {vision.patch_size}"),
+        (not 0 < vision.pixel_shuffle_ratio <= 1, f"pixel_shuffle_ratio {vision.pixel_shuffle_ratio}"),
+    ):
+        if wrong:
+            raise LlamacError("LLC0304", where, reason, "take the config of the checkpoint")
+    return vision
