@@ -4,9 +4,10 @@
     python bench/slices.py --case llama-4-scout --quantize int8
 
 Each slice keeps the sizes, vocabulary and kinds of layer of its model, with random weights. It is compiled and then run
-in a process of its own: 1024 tokens of prefill and 8 of decode at a context of 4096. The plan is what `llamac plan`
-counts from the config alone (weights, cache and arena). Measured are the bytes of the weight member, and by how much
-the anonymous memory of the process grew from before loading to its end: caches, arena, and a little of Python's own.
+in a process of its own: 1024 tokens of prefill and 8 of decode at a context of 4096, and a picture where it has an
+encoder. The plan is what `llamac plan` counts from the config alone (weights, cache and arena). Measured are the bytes
+of the weight member, and by how much the anonymous memory of the process grew from before loading to its end: caches,
+arena, and a little of Python's own.
 """
 
 from __future__ import annotations
@@ -56,9 +57,18 @@ with llamac.load(options["path"], context=options["context"]) as model:
     for _ in range(options["new"]):
         token = int(np.argmax(model.session.step([Feed(sequence, [token])])))
     decode = time.perf_counter() - started
+    sequence.close()
+    image = 0.0
+    if "image" in model.manifest:
+        from PIL import Image
+
+        noise = np.random.default_rng(1).integers(0, 256, (600, 900, 3), np.uint8)
+        started = time.perf_counter()
+        model.generate(ids[:16], images=[Image.fromarray(noise)], max_new_tokens=1)
+        image = time.perf_counter() - started
     memory = model.plan.memory
     print(json.dumps({
-        "finite": True, "prefill_s": prefill, "decode_s": decode, "arena": memory.arena_bytes,
+        "image_s": image, "prefill_s": prefill, "decode_s": decode, "arena": memory.arena_bytes,
         "kv": model.session.device.kv_bytes, "weights": memory.weight_bytes,
     }), flush=True)
     sys.stdin.readline()
@@ -124,6 +134,7 @@ def measure(name: str, quantize: str, folder: Path) -> dict[str, Any]:
         "planned": planned,
         "allocated": {key: found[key] for key in ("weights", "kv", "arena")},
         "anonymous_bytes": found["anonymous"],
+        "image_s": round(found["image_s"], 1),
         "prefill_tokens_per_second": round(PROMPT / found["prefill_s"], 1),
         "decode_tokens_per_second": round(NEW / found["decode_s"], 2),
         "within_plan": planned == {key: found[key] for key in ("weights", "kv", "arena")}
@@ -140,6 +151,7 @@ def print_row(row: dict[str, Any]) -> None:
         f"{row['case']}, 2 layers, {row['quantize']}: planned / allocated MiB: {sizes}; anonymous memory grew by "
         f"{row['anonymous_bytes'] / 2**20:.1f} MiB: {verdict}. Compiled in {row['compile_s']:.1f} s, prefill "
         f"{row['prefill_tokens_per_second']:.0f} and decode {row['decode_tokens_per_second']:.1f} tokens/s"
+        + (f", a picture in {row['image_s']:.1f} s" if row["image_s"] else "")
     )
 
 

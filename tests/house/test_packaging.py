@@ -131,3 +131,10 @@ def test_the_runtime_needs_no_compiler() -> None:
 def test_ruff_bans_the_bare_names() -> None:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]["lint"]
     assert set(config["flake8-tidy-imports"]["banned-api"]) == set(MAPPED)
+
+
+def test_no_two_helper_modules_of_the_tests_share_a_name() -> None:
+    """They are imported by bare names from several folders: the first one found would stand for both."""
+    found = [path for path in (ROOT / "tests").rglob("*.py") if not path.name.startswith(("test_", "conftest"))]
+    outside = [path.name for path in found if "sample_pass_project" not in path.parts and path.name != "__init__.py"]
+    assert not {name for name in outside if outside.count(name) > 1}

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.importorskip("triton", reason="Triton is not installed: pip install -e '.[test]'")
 
-from interpreted import Interpreter
+from triton_interpreted import Interpreter
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpreted import Array, Interpreter
 from meanings import meaning
 from paged import Pages, filled_pages, rows_of
+from triton_interpreted import Array, Interpreter
 
 KEYS = 16
 TOLERANCE = {"f32": 2e-6, "f16": 1e-3, "bf16": 8e-3, "e4m3fn": 8e-3, "e4m3fn bits": 1e-3}

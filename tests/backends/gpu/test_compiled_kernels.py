@@ -28,9 +28,7 @@ DECODE_REGISTERS = {"cuda": 208, "hip": 256}
 """Registers of a thread in decoding. A CUDA unit then runs at least one block of 256 threads, whose eight open 16-byte
 loads a thread are the 32 KB that hide the latency of memory; with more an AMD unit runs one wave at a time."""
 
-MAY_SPILL = {("rope_angles", target) for target in ARCHITECTURES} | {
-    (kernel, "gfx1100") for kernel in ("decode_attention", "prefill_attention", "prefill_qkv")
-}
+MAY_SPILL = {"rope_angles", "gfx1100"}
 """Sines of large angles are reduced with a table in memory, once a step. RDNA3 has half the registers of its siblings
 and no tiles of its own yet."""
 
@@ -48,9 +46,10 @@ def compiled(requests: Iterable[KernelRequest], target: str) -> list[tuple[Kerne
             f"{where} needs {kernel.shared_bytes} bytes of shared memory"
         )
         assert kernel.global_scratch_bytes == kernel.profile_scratch_bytes == 0, where
-        if (request.kernel, target) not in MAY_SPILL:
+        if not {request.kernel, target} & MAY_SPILL:
             assert kernel.spilled_bytes == 0, f"{where} spills {kernel.spilled_bytes} bytes"
-        most = DECODE_REGISTERS[machine.kind] if request.kernel.startswith("decode") else machine.registers
+        budgeted = target in QUICK and request.kernel.startswith("decode")
+        most = DECODE_REGISTERS[machine.kind] if budgeted else machine.registers
         assert kernel.registers <= most, f"{where} takes {kernel.registers} registers"
         assert [p.name for p in kernel.parameters] == [n for n in order(request) if n in request.signature]
     return made

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from interpreted import Array, Interpreter
 from meanings import FORMATS, meaning, random_weight
+from triton_interpreted import Array, Interpreter
 
 EPS = 1e-5
 

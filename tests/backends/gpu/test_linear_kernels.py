@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpreted import Array, Interpreter
 from meanings import FORMATS, Weight, meaning, random_weight
+from triton_interpreted import Array, Interpreter
 
 EPS = 1e-5
 ALL = (*FORMATS, "e4m3fn bits")

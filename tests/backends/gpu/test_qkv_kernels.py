@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interpreted import Array, Interpreter
 from meanings import meaning, random_weight
 from paged import Pages, empty_pages, rounded, rows_of
+from triton_interpreted import Array, Interpreter
 
 EPS = 1e-5
 LENGTHS = [40, 3, 33]
