@@ -186,15 +186,3 @@ def test_gpus_are_listed_and_refused_by_compile(capsys: Capture, tmp_path: Path)
     assert (
         code == 2 and err.startswith("LLC0606 h100: no code is generated for GPUs yet") and not list(tmp_path.iterdir())
     )
-
-
-def test_what_cannot_be_compiled_yet_says_so(capsys: Capture, tmp_path: Path) -> None:
-    """Whatever has no graph is refused by name; nothing is written."""
-    words = ["compile", "llama-3.2-11b-vision", "--random-weights", "1", "--target", "x86-64-v3"]
-    from llamac.models.graph import _BUILDERS
-
-    if "mllama" in _BUILDERS:
-        pytest.skip("it compiles")
-    code = main([*words, "-o", str(tmp_path / "x.llamac")])
-    err = capsys.readouterr().err
-    assert code == 2 and err.startswith("LLC0301") and "mllama" in err and not list(tmp_path.iterdir())
