@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from llamac.ir.graph import Module, Value
 from llamac.ir.levels import CAPTURED, RAISING
-from llamac.transform.base import Pass, PassContext, PassResult, Refusal
+from llamac.transform.base import Pass, PassContext, PassResult
 from llamac.transform.pattern import Any, Match, Node, Scalar
-from llamac.transform.rewriter import Rewriter, Rule, apply_rules
+from llamac.transform.rewriter import Rewriter, Rule, apply_in_turn
 
 _ERROR = Node("erf", Node("mul", Any("wide"), Scalar("inverse_root")))
 _HALF = Node("mul", Any("wide"), Scalar("half", 0.5))
@@ -69,10 +69,5 @@ class FuseGelu(Pass):
     produces = RAISING
 
     def run(self, module: Module, context: PassContext) -> PassResult:
-        # The form with a cast first, over the whole module: the other is inside it, and its op comes first.
-        count, refusals = 0, list[Refusal]()
-        for rule in RULES:
-            fired, refused = apply_rules(module, (rule,))
-            count += fired["gelu"]
-            refusals += refused
-        return PassResult({"gelu": count}, tuple(refusals))
+        # The form with a cast first: the other is inside it.
+        return PassResult(*apply_in_turn(module, RULES))

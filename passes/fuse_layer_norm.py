@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from llamac.ir.graph import Module, Value
 from llamac.ir.levels import CAPTURED, RAISING
 from llamac.ir.ops.shapes import element_count
-from llamac.transform.base import Pass, PassContext, PassResult, Refusal
+from llamac.transform.base import Pass, PassContext, PassResult
 from llamac.transform.pattern import Any, AnyWeight, Match, Node, Optional, Scalar
-from llamac.transform.rewriter import Rewriter, Rule, apply_rules
+from llamac.transform.rewriter import Rewriter, Rule, apply_in_turn
 
 _CENTERED = Node("sub", Any("wide"), Node("reduce_mean", Any("wide"), name="mean"), name="centered")
 _VARIANCE = Node("reduce_mean", Node("mul", _CENTERED, _CENTERED), name="variance")
@@ -83,10 +83,5 @@ class FuseLayerNorm(Pass):
     produces = RAISING
 
     def run(self, module: Module, context: PassContext) -> PassResult:
-        # The form with a cast first, over the whole module: the other is inside it, and its op comes first.
-        count, refusals = 0, list[Refusal]()
-        for rule in RULES:
-            fired, refused = apply_rules(module, (rule,))
-            count += fired["layer_norm"]
-            refusals += refused
-        return PassResult({"layer_norm": count}, tuple(refusals))
+        # The form with a cast first: the other is inside it.
+        return PassResult(*apply_in_turn(module, RULES))

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from llamac.ir.graph import Module, Value
 from llamac.ir.levels import CAPTURED, RAISING
-from llamac.transform.base import Pass, PassContext, PassResult, Refusal
+from llamac.transform.base import Pass, PassContext, PassResult
 from llamac.transform.pattern import Any, AnyWeight, Match, Node, Optional, Scalar
-from llamac.transform.rewriter import Rewriter, Rule, apply_rules
+from llamac.transform.rewriter import Rewriter, Rule, apply_in_turn
 
 _MEAN = Node("reduce_mean", Node("mul", Any("wide"), Any("wide")), name="mean")
 _NORMAL = Node("mul", Any("wide"), Node("rsqrt", Node("add", _MEAN, Scalar("eps"))))
@@ -76,11 +76,5 @@ class FuseRmsNorm(Pass):
     produces = RAISING
 
     def run(self, module: Module, context: PassContext) -> PassResult:
-        # One after the other over the whole module: the weighted form contains the other, and its inner op comes first.
-        counts: dict[str, int] = {}
-        refusals: list[Refusal] = []
-        for rule in RULES:
-            fired, refused = apply_rules(module, (rule,))
-            counts |= fired
-            refusals += refused
-        return PassResult(counts, tuple(refusals))
+        # The weighted form first: the other is inside it.
+        return PassResult(*apply_in_turn(module, RULES))

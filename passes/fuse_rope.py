@@ -19,7 +19,7 @@ from llamac.ir.levels import CAPTURED, RAISING
 from llamac.ir.types import tensor
 from llamac.transform.base import Pass, PassContext, PassResult
 from llamac.transform.pattern import Any, Match, Node, Optional, Pattern
-from llamac.transform.rewriter import Rewriter, Rule, apply_rules
+from llamac.transform.rewriter import Rewriter, Rule, apply_in_turn
 
 _COLUMN = Node("reshape", Node("cast", Any("positions")), name="column")
 _ANGLES = Node("mul", _COLUMN, Node("reshape", Any("frequencies"), name="row"))
@@ -148,5 +148,4 @@ class FuseRope(Pass):
 
     def run(self, module: Module, context: PassContext) -> PassResult:
         # Interleaved first: its sums of products look like half-split ones that went wrong.
-        interleaved, half_split = apply_rules(module, (INTERLEAVED,)), apply_rules(module, (HALF_SPLIT,))
-        return PassResult({"rope": interleaved[0]["rope"] + half_split[0]["rope"]}, interleaved[1] + half_split[1])
+        return PassResult(*apply_in_turn(module, (INTERLEAVED, HALF_SPLIT)))

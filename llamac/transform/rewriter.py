@@ -94,6 +94,20 @@ def apply_rules(module: Module, rules: tuple[Rule, ...]) -> tuple[dict[str, int]
     return counts, tuple(refusals)
 
 
+def apply_in_turn(module: Module, rules: tuple[Rule, ...]) -> tuple[dict[str, int], tuple[Refusal, ...]]:
+    """As `apply_rules`, but each rule over the whole module before the next; rules of one name count together.
+
+    For a form that contains another: its inner ops come first, and the other rule would take them.
+    """
+    counts: dict[str, int] = {rule.name: 0 for rule in rules}
+    refusals: list[Refusal] = []
+    for rule in rules:
+        fired, refused = apply_rules(module, (rule,))
+        counts[rule.name] += fired[rule.name]
+        refusals += refused
+    return counts, tuple(refusals)
+
+
 def _apply(rule: Rule, op: Op, rewriter: Rewriter, refusals: list[Refusal]) -> bool:
     trace = Trace()
     found = match(rule.pattern, op, trace)

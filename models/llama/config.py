@@ -20,10 +20,12 @@ LIMITS: dict[str, int] = {
     "kv_heads": 1 << 14,
     "head_dim": 1 << 14,
     "vocab_size": 1 << 24,
-    "experts": 1 << 14,
     "context_length": (1 << 31) - 1,
 }
 """Largest accepted value of every size: far beyond any real model, small enough that a hostile config costs nothing."""
+
+MOST_EXPERTS = 1 << 14
+"""Largest accepted number of routed experts in a layer."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def shape_name(parameters: int) -> str:
 def check_config(config: LlamaConfig, where: str) -> LlamaConfig:
     """Return `config` unchanged, or raise LLC0303/LLC0304 naming the value that cannot be."""
     for field, limit in LIMITS.items():
-        value = getattr(config, field, 1)  # the number of experts is checked with the rest of the mixture
+        value = getattr(config, field)
         if not 1 <= value <= limit:
             raise LlamacError("LLC0303", where, f"{field} is {value}, expected 1..{limit}", "check the model's config")
     for field in ("rms_norm_eps", "rope_theta"):
@@ -155,8 +157,8 @@ def check_config(config: LlamaConfig, where: str) -> LlamaConfig:
 
 
 def _check_experts(moe: MixtureOfExperts, where: str) -> None:
-    if not 2 <= moe.experts <= LIMITS["experts"]:
-        reason = f"{moe.experts} routed experts, expected 2..{LIMITS['experts']}"
+    if not 2 <= moe.experts <= MOST_EXPERTS:
+        reason = f"{moe.experts} routed experts, expected 2..{MOST_EXPERTS}"
         raise LlamacError("LLC0303", where, reason, "a model without routed experts says 0")
     if not 1 <= moe.experts_per_token <= moe.experts:
         reason = f"{moe.experts_per_token} experts for each token, of {moe.experts}"

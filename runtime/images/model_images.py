@@ -33,6 +33,11 @@ class Llama4Images:
         """The id that a prompt holds for each picture."""
         return self.tokens.image
 
+    @property
+    def placeholders(self) -> frozenset[int]:
+        """Every id that a prompt may hold for a picture."""
+        return frozenset({self.placeholder})
+
     def place(self, ids: Sequence[int], pictures: Sequence[LoadedPicture]) -> PicturePrompt:
         """`ids` with every placeholder spelled out; LLC0834 unless there is one for each picture."""
         prompt = place_images(ids, [p.tiles for p in pictures], self.settings.tile_tokens, self.tokens)
@@ -59,6 +64,11 @@ class MllamaImages:
     def placeholder(self) -> int:
         """The id that a prompt holds for each picture."""
         return self.token
+
+    @property
+    def placeholders(self) -> frozenset[int]:
+        """Every id that a prompt may hold for a picture."""
+        return frozenset({self.placeholder} if self.spelled is None else {self.placeholder, self.spelled})
 
     def place(self, ids: Sequence[int], pictures: Sequence[LoadedPicture]) -> PicturePrompt:
         """`ids` with the model's own id for each picture; LLC0834 unless there is one for each, LLC0836 for its grid.

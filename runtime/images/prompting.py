@@ -28,8 +28,7 @@ def encode_with_places(text: str, tokenizer: TokenizerBase, placeholder: int) ->
 def with_places(ids: Sequence[int], images: ModelImages, count: int, bos_id: int | None) -> list[int]:
     """`ids` as they are when they hold a place for a picture, else with `count` places at their beginning."""
     found = list(ids)
-    spelled = (images.placeholder, getattr(images, "spelled", None))
-    if any(token in spelled for token in found):
+    if not images.placeholders.isdisjoint(found):
         return found
     at = 1 if bos_id is not None and found[:1] == [bos_id] else 0
     return found[:at] + [images.placeholder] * count + found[at:]

@@ -258,7 +258,7 @@ def _silent(module: Module, rules: Any) -> Any:
     return dict.fromkeys(counts, 0), refusals
 
 
-fuse_rms_norm_apply = fuse_rms_norm.apply_rules
+fuse_rms_norm_apply = fuse_rms_norm.apply_in_turn
 
 _BF16 = SmallModel(replace(BASE, dtype="bf16"), "bf16")
 _HALF_SPLIT = with_config(rope_style="half_split")
@@ -316,7 +316,7 @@ BUGS = (
     Bug(
         "pass reports no change",
         REPORT,
-        put(fuse_rms_norm, "apply_rules", _silent),
+        put(fuse_rms_norm, "apply_in_turn", _silent),
         edit=lambda steps: [replace(s, expected={}) for s in steps],
     ),
     # Folding.
