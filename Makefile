@@ -3,6 +3,8 @@
 #   make demo    compile SmolLM2-135M and ask it a question
 #   make test    the test suite          make test-full   with the slow tests     make test-wheel   on the built wheel
 #   make lint    ruff and mypy           make bench       the benchmark programs
+#   make bench-peers   builds llama.cpp, OpenVINO GenAI and ONNX Runtime GenAI     make bench-cpu   measures beside them
+#   make gpu-code, then where a GPU is: make gpu-test, make gpu-bench
 #   make dev     the test environment, and a link tree for editors     make docs   write the generated pages
 #
 # VENV=folder puts the environment elsewhere, PYTHON=program chooses the interpreter, JOBS=n the test processes.
@@ -25,7 +27,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS)
 MODEL := build/smollm2-135m.llamac
 QUESTION ?= Name the three primary colors.
 
-.PHONY: help demo test test-full test-wheel bench lint format docs dev clean
+.PHONY: help demo test test-full test-wheel bench bench-peers bench-cpu lint format docs dev clean
 .DELETE_ON_ERROR:
 
 help:
@@ -74,6 +76,32 @@ bench: $(VENV)/.test
 	@for program in bench/*.py; do \
 	  case "$$program" in *'*'*) echo "there are no benchmark programs yet"; break;; */_*) continue;; esac; \
 	  echo "== $$program" >&2; $(BIN)/python "$$program"; done
+
+bench-peers: $(VENV)/.test
+	$(BIN)/python bench/cpu/build_peers.py
+
+# PAIRS=n measures every engine n times in every row; the page in docs/benchmarks is written anew.
+PAIRS ?= 15
+bench-cpu: $(VENV)/.test
+	$(BIN)/python bench/cpu/compare.py --pairs $(PAIRS) --json-out docs/benchmarks/cpu.json
+	$(BIN)/python bench/cpu/page.py
+
+# `gpu-code` runs where Triton is and needs no GPU; what it makes, build/gpu, travels with the tree. `gpu-test` and
+# `gpu-bench` run where the GPU is, with a Python that has numpy, pytest, hypothesis, torch and cuda-bindings; nothing is
+# fetched or installed.
+GPU_TARGETS ?= h100
+GPU_PYTHON ?= python3
+GPU_CHECK := PYTHONPATH=.typecheck $(GPU_PYTHON)
+
+gpu-code: $(VENV)/.test
+	$(BIN)/python bench/gpu/compile_cases.py --target $(GPU_TARGETS) -o build/gpu
+	$(BIN)/python tests/gpu/compile_kernels.py --target $(GPU_TARGETS) -o build/gpu
+
+gpu-test: .typecheck
+	$(GPU_CHECK) tests/gpu/check.py build/gpu
+
+gpu-bench: .typecheck
+	$(GPU_CHECK) bench/gpu/measure_gpu.py build/gpu --page docs/benchmarks/gpu.md
 
 lint: $(VENV)/.test .typecheck
 	$(BIN)/ruff check .

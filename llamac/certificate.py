@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llamac.ir.evaluator import RowReader
@@ -17,7 +18,7 @@ from llamac.models.graph import build_graph
 from llamac.models.llama.config import LlamaConfig
 from llamac.models.llama.config_json import config_from_json
 from llamac.models.llama.shrink import SyntheticWeights, shrink_config, shrink_tensors, small_tensors
-from llamac.passes.pipelines import Quantization, cpu_pipeline, parse_quantization
+from llamac.passes.pipelines import Quantization, parse_quantization, target_pipeline
 from llamac.transform.outside import Edit, load_edits
 from llamac.transform.pipeline import Instrument, pipeline_text
 from llamac.transform.validation import EXACT_BOUND, Scenario, Validator, Verdict, make_scenario
@@ -33,19 +34,33 @@ MAX_TOKENS = 64
 
 
 def certify(
-    checkpoint: Checkpoint, quantization: Quantization, kv_dtype: str, passes_from: Sequence[str] = ()
+    checkpoint: Checkpoint,
+    quantization: Quantization,
+    kv_dtype: str,
+    passes_from: Sequence[str] = (),
+    kinds: Sequence[str] = ("cpu",),
 ) -> dict[str, Any]:
-    """Validate the pipeline on a shrunken model of the checkpoint's architecture (LLC0507 when a pass is wrong)."""
+    """Validate the pipelines of `kinds` of targets on a shrunken model of the checkpoint's architecture.
+
+    LLC0507 when a pass is wrong.
+    """
     small = shrink_config(checkpoint.config, checkpoint.tensors)
     tensors = shrink_tensors(checkpoint.config, small, checkpoint.tensors)
-    verdicts, pipeline = validate(small, tensors, quantization, kv_dtype, SEED, load_edits(passes_from))
-    image = validate_encoder(small, tensors, quantization, kv_dtype, _weights(tensors, SEED), SEED, PAGE)
+    edit, verdicts, pipelines = load_edits(passes_from), [], []
+    for kind in kinds:
+        found, text = validate(small, tensors, quantization, kv_dtype, SEED, edit, kind=kind)
+        verdicts += found
+        pipelines.append(text)
+    image = []
+    if "cpu" in kinds:
+        image = validate_encoder(small, tensors, quantization, kv_dtype, _weights(tensors, SEED), SEED, PAGE)
     return {
         "config": {**dataclasses.asdict(small), "name": "shrunken"},
         "encodings": {name: t.encoding for name, t in tensors.items()},
         "quantization": str(quantization),
         "kv_dtype": kv_dtype,
-        "pipeline": pipeline,
+        "kinds": list(kinds),
+        "pipeline": pipelines[0],
         "passes_from": list(passes_from),
         "seed": SEED,
         "page": PAGE,
@@ -70,7 +85,10 @@ def replay(certificate: Mapping[str, Any]) -> list[Verdict]:
     quantization = parse_quantization(certificate["quantization"])
     edit = load_edits(certificate.get("passes_from", ()))
     kv_dtype, seed = certificate["kv_dtype"], int(certificate["seed"])
-    verdicts, _ = validate(small, tensors, quantization, kv_dtype, seed, edit)
+    kinds = certificate.get("kinds", ["cpu"])
+    verdicts = [v for k in kinds for v in validate(small, tensors, quantization, kv_dtype, seed, edit, kind=k)[0]]
+    if "cpu" not in kinds:
+        return verdicts
     weights = _weights(tensors, seed)
     return verdicts + validate_encoder(small, tensors, quantization, kv_dtype, weights, seed, int(certificate["page"]))
 
@@ -84,11 +102,13 @@ def validate(
     edit: Edit = list,
     scenario: Scenario | None = None,
     instruments: Sequence[Instrument] = (),
+    kind: str = "cpu",
 ) -> tuple[list[Verdict], str]:
-    """The verdicts of the CPU pipeline, as `edit` leaves it, on the small model; and the pipeline's text."""
-    steps = edit(
-        cpu_pipeline(layer_counts(small), quantization, kv_dtype, MAX_TOKENS, is_uniform(small, tensors), PAGE)
-    )
+    """The verdicts of a kind of target's pipeline, as `edit` leaves it, on the small model; and the pipeline's text."""
+    if kind != "cpu":
+        small = replace(small, vision=None)  # the code for GPUs takes text only
+    uniform = is_uniform(small, tensors)
+    steps = edit(target_pipeline(kind, layer_counts(small), quantization, kv_dtype, MAX_TOKENS, uniform, PAGE))
     weights = SyntheticWeights(tensors, seed)
     validator = Validator(weights.read_rows, scenario or make_scenario(small.vocab_size, PAGE, seed))
     return validator.run(build_graph(small, tensors), steps, instruments), pipeline_text(steps)

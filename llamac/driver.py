@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llamac.analysis.memory import arena_bytes
-from llamac.analysis.weight_plan import PlacedWeight, member_bytes, plan_weights
-from llamac.artifact.write import ArtifactWriter
-from llamac.backends.cpu import abi
-from llamac.backends.cpu.codegen import Limits, generate
-from llamac.backends.cpu.toolchain import compile_shared_library, zig_command
+from llamac.analysis.weight_plan import ALIGNMENT, PlacedWeight, member_bytes, plan_weights
+from llamac.backends.cpu.codegen import Limits
+from llamac.backends.cpu.toolchain import zig_command
+from llamac.backends.gpu.toolchain import require_triton
 from llamac.backends.null.report import report
 from llamac.errors import LlamacError
 from llamac.host import cpu_features, machine_architecture
-from llamac.ir.evaluator import WeightEvaluator
 from llamac.ir.graph import Module
-from llamac.ir.printer import print_module
-from llamac.materialize import write_weights
 from llamac.models.capture.captured import CapturedModel
 from llamac.models.capture.entry import capture as capture
 from llamac.models.checkpoint import Checkpoint
 from llamac.models.graph import build_graph
 from llamac.models.sources import open_source
-from llamac.passes.pipelines import Quantization, cpu_pipeline, parse_quantization
+from llamac.passes.pipelines import Quantization, parse_quantization, target_pipeline
 from llamac.target import Target, best_target, find_target
 from llamac.transform.base import LedgerEntry, PassContext
 from llamac.transform.outside import Edit, load_edits
 from llamac.transform.pipeline import PassRecord, run_pipeline
 
+from .assemble import Parts, Progress, assemble
 from .certificate import certify
 from .golden import read_golden
+from .gpu_side import ALIGNMENT as GPU_ALIGNMENT
+from .gpu_side import check_text_model, gpu_side, left_out
 from .image_side import compile_encoder, most_vision_rows
 from .layer_kinds import is_uniform, layer_counts
-from .manifest_entries import IMAGE_IR_MEMBER, IR_MEMBER, WEIGHTS_MEMBER, manifest_of
 from .reproduction import default_kv_dtype, recipe_of, repro_folder, reproduced
-
-Progress = Callable[[str, int, int], None]
-"""(what is being done, how much of it is done, how much there is), in bytes for weights and steps for the rest."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +101,9 @@ def compile(
     Every failure is a `LlamacError`, and leaves no output file.
     """
     targets = resolve_targets([target] if isinstance(target, str) else target)
+    on_cpus, on_gpus = ([t for t in targets if (t.kind == "cpu") == wanted] for wanted in (True, False))
     quantization = parse_quantization(quantize)
-    zig_command()  # a missing compiler is known before any work
+    _check_compilers(on_cpus, on_gpus)
     progress("reading", 0, 1)
     captured = source if isinstance(source, CapturedModel) else None
     checkpoint = _opened(source, random_weights)
@@ -117,19 +111,40 @@ def compile(
     _check_tokenizer(checkpoint, tokenizer, ledger)
     vectors = read_golden(golden, checkpoint, str(quantization), ledger)
     progress("optimizing", 0, 1)
-    module = captured.fresh() if captured else None
     edit = load_edits(passes_from)
+    kinds = [kind for kind, wanted in (("cpu", on_cpus), ("gpu", on_gpus)) if wanted]
     recipe = recipe_of(checkpoint, quantization, kv or default_kv_dtype(quantization), passes_from)
+    graphs = {}
     with reproduced(recipe, repro_folder(output)):
-        compiled = compile_graph(checkpoint, quantization, kv, max_step_tokens, context, ledger, module, edit)
-    if strict and (blocking := [e for e in compiled.context.ledger if e.kind in STRICT_KINDS]):
+        for kind in kinds:
+            module = captured.fresh() if captured else None
+            graphs[kind] = compile_graph(
+                checkpoint, quantization, kv, max_step_tokens, context, ledger, module, edit, kind
+            )
+    cpu, gpu = graphs.get("cpu"), gpu_side(graphs["gpu"], on_gpus) if on_gpus else None
+    _refuse_left_out(ledger, strict)
+    with reproduced(recipe, repro_folder(output)):
+        kv_dtype = graphs[kinds[0]].kv_dtype
+        certificate = certify(checkpoint, quantization, kv_dtype, passes_from, kinds) if validate else None
+    parts = Parts(checkpoint, cpu, tuple(on_cpus), gpu, vectors, certificate)
+    size, manifest = assemble(parts, Path(output), memory, emit_c, progress)
+    return CompileResult(Path(output), size, manifest)
+
+
+def _check_compilers(on_cpus: Sequence[Target], on_gpus: Sequence[Target]) -> None:
+    """A missing compiler is known before any work."""
+    if on_cpus:
+        zig_command()
+    if on_gpus:
+        require_triton()
+
+
+def _refuse_left_out(ledger: Sequence[LedgerEntry], strict: bool) -> None:
+    if strict and (blocking := [e for e in ledger if e.kind in STRICT_KINDS]):
         first = blocking[0]
         raise LlamacError(
             "LLC0105", first.where, f"--strict: {first.what} ({first.reason})", "compile without --strict"
         )
-    with reproduced(recipe, repro_folder(output)):
-        certificate = certify(checkpoint, quantization, compiled.kv_dtype, passes_from) if validate else None
-    return _build(checkpoint, compiled, targets, Path(output), memory, emit_c, vectors, certificate, progress)
 
 
 def _opened(source: str | Path | Checkpoint | CapturedModel, random_weights: int | None) -> Checkpoint:
@@ -197,13 +212,18 @@ def compile_graph(
     ledger: list[LedgerEntry],
     module: Module | None = None,
     edit: Edit = list,
+    kind: str = "cpu",
 ) -> CompiledGraph:
-    """Everything between the checkpoint's header and C: capture, passes, and the places of weights and buffers.
+    """Everything between the checkpoint's header and code: capture, passes, and the places of weights and buffers.
 
     `module` is the captured graph where it came through another front door than the config; `edit` puts outside passes
-    into the pipeline.
+    into the pipeline; `kind` is "cpu" or "gpu". What a pipeline says that the ledger holds already is not repeated.
     """
     config = checkpoint.config
+    if kind == "gpu":
+        check_text_model(config)
+        ledger += left_out(config)
+        config = replace(config, vision=None)
     length = context_length or config.context_length
     if not 0 < length <= config.context_length:
         reason = f"--context {length} is outside 1..{config.context_length}, the model's own"
@@ -212,109 +232,27 @@ def compile_graph(
         raise LlamacError("LLC0107", "--max-step-tokens", f"{max_step_tokens} is outside 1..65536", "512 is usual")
     kv_dtype = kv or default_kv_dtype(quantization)
     module = module or build_graph(config, checkpoint.tensors)
-    context = PassContext(checkpoint.read_rows, ledger)
-    steps = cpu_pipeline(
-        layer_counts(config), quantization, kv_dtype, max_step_tokens, is_uniform(config, checkpoint.tensors)
-    )
+    context = PassContext(checkpoint.read_rows, [])
+    uniform = is_uniform(config, checkpoint.tensors)
+    steps = target_pipeline(kind, layer_counts(config), quantization, kv_dtype, max_step_tokens, uniform)
     records = run_pipeline(module, edit(steps), context)
-    encoder = compile_encoder(config, checkpoint.tensors, quantization, kv_dtype, context)
-    placed = plan_weights(module, *([encoder[0]] if encoder else []))
-    arena = arena_bytes(module, max_step_tokens)
+    encoder = None
+    if kind == "cpu":
+        encoder = compile_encoder(config, checkpoint.tensors, quantization, kv_dtype, context)
+    ledger += [entry for entry in context.ledger if entry not in ledger]
+    context.ledger = ledger
+    placed, arena = _placed(module, kind, max_step_tokens, encoder)
     if encoder:
         arena = max(arena, arena_bytes(encoder[0], most_vision_rows(config)))
-    limits = Limits(config.vocab_size, length, max_step_tokens, arena, member_bytes(placed))
+    alignment = GPU_ALIGNMENT if kind == "gpu" else ALIGNMENT
+    limits = Limits(config.vocab_size, length, max_step_tokens, arena, member_bytes(placed, alignment))
     return CompiledGraph(module, records, context, placed, limits, quantization, kv_dtype, encoder)
 
 
-def _build(
-    checkpoint: Checkpoint,
-    compiled: CompiledGraph,
-    targets: list[Target],
-    output: Path,
-    memory: int,
-    emit_c: str | Path | None,
-    vectors: dict[str, Any],
-    certificate: dict[str, Any] | None,
-    progress: Progress,
-) -> CompileResult:
-    title = f"{checkpoint.name}, {compiled.quantization} weights, {compiled.kv_dtype} cache"
-    source = generate(compiled.module, compiled.placed, compiled.limits, title, image=compiled.image)
-    if emit_c is not None:
-        _emit_c(Path(emit_c), source)
-    with tempfile.TemporaryDirectory(prefix="llamac-") as folder, ThreadPoolExecutor(1) as pool:
-        jobs = {t.name: pool.submit(_compile_code, source, t, Path(folder)) for t in targets}
-        try:
-            return _write(checkpoint, compiled, targets, output, memory, source, jobs, vectors, certificate, progress)
-        finally:
-            for job in jobs.values():
-                job.cancel()
-
-
-def _compile_code(source: str, target: Target, folder: Path) -> bytes:
-    out = folder / f"{target.name}.so"
-    compile_shared_library({"model.c": source}, triple=target.triple, cpu=target.cpu, out=out)
-    return out.read_bytes()
-
-
-def _emit_c(folder: Path, source: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (("model.c", source), ("llamac_step.h", abi.header()), ("example.c", abi.example())):
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise LlamacError(
-            "LLC0107", "--emit-c", f"cannot write {folder}: {error.strerror}", "choose another folder"
-        ) from None
-
-
-def _write(
-    checkpoint: Checkpoint,
-    compiled: CompiledGraph,
-    targets: list[Target],
-    output: Path,
-    memory: int,
-    source: str,
-    jobs: dict[str, Future[bytes]],
-    vectors: dict[str, Any],
-    certificate: dict[str, Any] | None,
-    progress: Progress,
-) -> CompileResult:
-    total, done = compiled.limits.weight_bytes, 0
-    evaluator = WeightEvaluator(checkpoint.read_rows)
-
-    def advance(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        progress("packing weights", done, total)
-
-    with ArtifactWriter(output, expected_bytes=total) as writer:
-        with writer.open_stream(WEIGHTS_MEMBER, total) as stream:
-            write_weights(compiled.placed, evaluator, stream, memory // 4, advance)
-            stream.pad_to(64)
-        progress("compiling code", 0, len(targets))
-        for index, t in enumerate(targets):
-            writer.add_bytes(f"code/{t.name}.so", jobs[t.name].result())
-            progress("compiling code", index + 1, len(targets))
-        writer.add_bytes("code/model.c", source.encode())
-        writer.add_bytes(IR_MEMBER, print_module(compiled.module).encode())
-        if compiled.image is not None:
-            writer.add_bytes(IMAGE_IR_MEMBER, print_module(compiled.image).encode())
-        text = _add_text(writer, checkpoint)
-        manifest = manifest_of(checkpoint, compiled, targets, text, vectors, certificate)
-        size = writer.finish(manifest)
-    return CompileResult(output, size, manifest)
-
-
-def _add_text(writer: ArtifactWriter, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Write tokenizer and chat template; returns their manifest entries."""
-    entries: dict[str, Any] = {"tokenizer": None, "chat_template": None}
-    if checkpoint.tokenizer is not None:
-        files = {}
-        for name, data in sorted(checkpoint.tokenizer.files.items()):
-            files[name] = f"tokenizer/{name}"
-            writer.add_bytes(files[name], data)
-        entries["tokenizer"] = {"kind": checkpoint.tokenizer.kind, "files": files, "info": checkpoint.tokenizer.info}
-    if checkpoint.chat_template is not None:
-        entries["chat_template"] = "tokenizer/chat_template.jinja"
-        writer.add_bytes(entries["chat_template"], checkpoint.chat_template.encode())
-    return entries
+def _placed(
+    module: Module, kind: str, max_step_tokens: int, encoder: tuple[Module, list[PassRecord]] | None
+) -> tuple[list[PlacedWeight], int]:
+    """Where the weights lie, and the bytes of the arena; that of a GPU is planned bucket by bucket."""
+    if kind == "gpu":
+        return plan_weights(module, alignment=GPU_ALIGNMENT), 0
+    return plan_weights(module, *([encoder[0]] if encoder else [])), arena_bytes(module, max_step_tokens)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from llamac.analysis.weight_plan import bytes_per_token
 from llamac.backends.cpu.toolchain import ZIG_VERSION
+from llamac.backends.gpu.toolchain import TRITON_VERSION
 from llamac.ir.kv_groups import kv_groups
 from llamac.ir.layouts import LAYOUT
-from llamac.models.checkpoint import Checkpoint
 from llamac.models.llama.config import LlamaConfig
 from llamac.target import Target
 from llamac.transform.pipeline import PassRecord
@@ -17,27 +17,23 @@ from llamac.transform.pipeline import PassRecord
 from .layer_kinds import cached_layers
 
 if TYPE_CHECKING:
+    from .assemble import Parts
     from .driver import CompiledGraph
 
 WEIGHTS_MEMBER = f"weights/{LAYOUT}.bin"
 IR_MEMBER = "ir/step.ir"
+GPU_IR_MEMBER = "ir/step.gpu.ir"
 IMAGE_IR_MEMBER = "ir/encode_image.ir"
 
 
-def manifest_of(
-    checkpoint: Checkpoint,
-    compiled: CompiledGraph,
-    targets: list[Target],
-    text: dict[str, Any],
-    vectors: dict[str, Any],
-    certificate: dict[str, Any] | None,
-) -> dict[str, Any]:
+def manifest_of(parts: Parts, text: dict[str, Any]) -> dict[str, Any]:
     """Everything that the manifest says but the hashes of the members, which the writer adds."""
+    checkpoint, compiled, gpu = parts.checkpoint, parts.main, parts.gpu
     config, generation = checkpoint.config, checkpoint.generation
     return {
         "format": "llamac-artifact",
         "schema": 1,
-        "producer": f"llamac {_version()} (zig {ZIG_VERSION})",
+        "producer": f"llamac {_version()} ({_compilers(parts)})",
         "model": {
             "name": checkpoint.name,
             "architecture": config.architecture,
@@ -51,9 +47,10 @@ def manifest_of(
         },
         "quantization": str(compiled.quantization),
         "passes": [_pass_entry(r) for r in compiled.records],
-        "targets": [_target_entry(t) for t in targets],
-        "weights": [_weights_entry(compiled)],
+        "targets": [*map(_target_entry, parts.cpu_targets), *(gpu.entries() if gpu is not None else [])],
+        "weights": [_weights_entry(member, graph) for member, graph in parts.weights()],
         "ir": IR_MEMBER,
+        **_gpu_entry(parts),
         **_image_entry(compiled),
         "memory": _memory_entry(compiled, config),
         **text,
@@ -64,10 +61,28 @@ def manifest_of(
             "stop_sources": {str(k): list(v) for k, v in generation.stop_sources.items()},
             "defaults": dict(generation.sampling),
         },
-        "golden": vectors,
-        "certificate": certificate,
+        "golden": parts.vectors,
+        "certificate": parts.certificate,
         "ledger": [entry.to_json() for entry in compiled.context.ledger],
     }
+
+
+def _compilers(parts: Parts) -> str:
+    named = [f"zig {ZIG_VERSION}"] if parts.cpu is not None else []
+    return ", ".join([*named, *([f"triton {TRITON_VERSION}"] if parts.gpu is not None else [])])
+
+
+def _gpu_entry(parts: Parts) -> dict[str, Any]:
+    """What differs on GPUs, where the file has code for CPUs too."""
+    if parts.cpu is None or parts.gpu is None:
+        return {}
+    compiled = parts.gpu.compiled
+    memory = {
+        "arena_bytes": parts.gpu.arena_bytes,
+        "weight_bytes": compiled.limits.weight_bytes,
+        "weight_bytes_per_token": bytes_per_token(compiled.module, compiled.placed),
+    }
+    return {"gpu": {"ir": GPU_IR_MEMBER, "passes": [_pass_entry(r) for r in compiled.records], "memory": memory}}
 
 
 def _image_entry(compiled: CompiledGraph) -> dict[str, Any]:
@@ -117,12 +132,13 @@ def _target_entry(target: Target) -> dict[str, Any]:
     }
 
 
-def _weights_entry(compiled: CompiledGraph) -> dict[str, Any]:
+def _weights_entry(member: str, compiled: CompiledGraph) -> dict[str, Any]:
     tensors = [
         {"name": p.weight.name, "offset": p.offset, "bytes": p.nbytes, "format": p.format, "shape": list(p.shape)}
         for p in compiled.placed
     ]
-    return {"layout": LAYOUT, "member": WEIGHTS_MEMBER, "bytes": compiled.limits.weight_bytes, "tensors": tensors}
+    layout = member.removeprefix("weights/").removesuffix(".bin")
+    return {"layout": layout, "member": member, "bytes": compiled.limits.weight_bytes, "tensors": tensors}
 
 
 def _memory_entry(compiled: CompiledGraph, config: LlamaConfig) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 
@@ -34,6 +36,11 @@ _BLOCK_ELEMENTS = 1 << 17
 _WORKERS = min(os.cpu_count() or 1, 4)
 """Threads that evaluate blocks; how many there are changes no byte."""
 
+_PREFIX = "llamac-section-"
+
+_COPIED = 1 << 20
+"""Bytes that are copied from a file at once."""
+
 _AHEAD = 2
 """Finished blocks that may wait for the one before them."""
 
@@ -43,13 +50,57 @@ def write_weights(
 ) -> None:
     """Write every weight at its offset; temporary arrays stay below about `memory` bytes."""
     position = 0
-    with ThreadPoolExecutor(_WORKERS) as pool:
+    with ThreadPoolExecutor(_WORKERS) as pool, ExitStack() as files:
+        apart: _Apart | None = None
         for item, block in _in_order(pool, _jobs(placed, evaluator, memory // (_WORKERS + _AHEAD))):
+            if apart is not None and apart.item is not item:
+                position += apart.finish(sink, position)
+                apart = None
+            data = np.ascontiguousarray(block)
+            if item.sections and apart is None:
+                others = item.sections[1:]
+                apart = _Apart(item, [files.enter_context(tempfile.TemporaryFile(prefix=_PREFIX)) for _ in others])
+            if apart is not None:
+                data = apart.first_section(data)
             sink.write(memoryview(bytes(max(item.offset - position, 0))))
-            data = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
-            sink.write(data.data)
-            progress(data.nbytes)
-            position = max(position, item.offset) + data.nbytes
+            flat = data.reshape(-1).view(np.uint8)
+            sink.write(flat.data)
+            progress(block.nbytes)
+            position = max(position, item.offset) + flat.nbytes
+        if apart is not None:
+            apart.finish(sink, position)
+
+
+class _Apart:
+    """The sections of a matrix of records behind the first, each in a file until its turn: no memory is too small."""
+
+    def __init__(self, item: PlacedWeight, files: list[IO[bytes]]) -> None:
+        self.item = item
+        sections = zip(item.sections[1:], files, strict=True)
+        self.later = [(item.offset + offset, nbytes, file) for (offset, nbytes), file in sections]
+
+    def first_section(self, records: np.ndarray) -> np.ndarray:
+        """The quants of some records; what follows them is kept for `finish`."""
+        start = self.item.sections[0][1]
+        for _, nbytes, file in self.later:
+            file.write(np.ascontiguousarray(records[:, start : start + nbytes]).data)
+            start += nbytes
+        return np.ascontiguousarray(records[:, : self.item.sections[0][1]])
+
+    def finish(self, sink: Sink, position: int) -> int:
+        """Write the other sections at their places and the padding behind them; returns the bytes written."""
+        begun = position
+        for offset, _, file in self.later:
+            sink.write(memoryview(bytes(offset - position)))
+            position = offset
+            file.seek(0)
+            while part := file.read(_COPIED):
+                sink.write(memoryview(part))
+                position += len(part)
+            file.close()
+        end = self.item.offset + self.item.nbytes
+        sink.write(memoryview(bytes(end - position)))
+        return end - begun
 
 
 Job = tuple[PlacedWeight, Callable[[], np.ndarray]]
@@ -88,7 +139,9 @@ def rows_per_block(item: PlacedWeight, memory: int) -> int:
     elements = max(int(np.prod(item.shape, dtype=np.int64)) // rows, 1)
     step = max(min(memory // _FACTOR, _BLOCK_ELEMENTS) // elements, 1)
     heads = _head_rows(item.weight)
-    if heads and step * 16 >= heads:
+    if heads and item.sections:
+        step = max(step // heads, 1) * heads
+    elif heads and step * 16 >= heads:
         # Reordering rows needs whole heads: blocks that start and end at heads read nothing twice.
         step = step * 16 // heads * heads // 16 if heads % 16 == 0 else rows
     return min(max(step, 1), rows)

@@ -40,7 +40,12 @@ StoredWeights = dict[str, tuple[dict[str, Any], Bytes]]
 
 NO_LAYER = 0xFFFFFFFF
 _STORED_AS = re.compile(r"(\.(packed|f32|f16|bf16|e4m3fn|[iu][48]))+$")
-_PLAIN = {"linear_dense": "linear", "linear_grouped": "linear"}
+_PLAIN = {
+    "linear_dense": "linear",
+    "linear_grouped": "linear",
+    "gated_linear_dense": "swiglu",
+    "gated_linear_grouped": "swiglu",
+}
 _RESIDUAL_AT = {"linear_dense": 2, "linear_grouped": 4}
 
 
@@ -209,12 +214,19 @@ def _values(op: Op, results: dict[int, NDArray[Any]]) -> list[tuple[list[str], F
     if "block" in op.attributes and len(op.results) == 3:
         quants, scales = results[0].astype(np.float32), results[1].astype(np.float32)
         step = np.repeat(scales, quants.shape[1] // scales.shape[1], axis=1)
-        width = int(str(op.operands[0].tensor.shape[-1])) // (2 if op.opcode == "swiglu_quantized" else 1)
+        width = _width(op)
         return [([], (quants * step)[:, :width], step[:, :width])]  # the rest is padding
     tensors = [number for number, value in enumerate(op.results) if isinstance(value.type, TensorType)]
     suffixes = {"rope_angles": [["cos"], ["sin"]], "rope_append": [["q"]]}.get(op.opcode, [[] for _ in tensors])
     pairs = zip(suffixes, tensors, strict=True)
     return [(suffix, results[number].astype(np.float32), None) for suffix, number in pairs]
+
+
+def _width(op: Op) -> int:
+    """Columns of quantized activations without their padding."""
+    if op.opcode == "gated_linear_grouped":
+        return int(str(op.attributes["rows"])) // 2
+    return int(str(op.operands[0].tensor.shape[-1])) // (2 if op.opcode == "swiglu_quantized" else 1)
 
 
 def record_interpreter(artifact: Artifact, ids: Sequence[int], compiled: Recording) -> Recording:

@@ -12,6 +12,7 @@ from llamac.errors import LlamacError, did_you_mean
 class Target:
     """One row. `triple` and `cpu` are the C compiler's names; `requires` are /proc/cpuinfo feature flags.
 
+    For a GPU, `cpu` is the instruction set, and so is what is required.
     `layout` names how weights lie in memory: targets that share it share the weights of an artifact.
     """
 
@@ -24,8 +25,9 @@ class Target:
     summary: str
 
 
-_V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
+_V3 = ("abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "popcnt")
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+_AVX512_BYTES = ("avx512vbmi", "avx512_vbmi2", "avx512_bitalg", "avx512_vpopcntdq", "avx512ifma", "gfni")
 _X86 = "x86_64-linux-gnu.2.28"
 _ARM = "aarch64-linux-gnu.2.28"
 
@@ -33,15 +35,34 @@ TARGETS: dict[str, Target] = {
     t.name: t
     for t in (
         Target("x86-64-v3", "cpu", _X86, "x86_64_v3", _V3, "cpu-panel16", "AVX2 and FMA: Haswell, Zen 1 and later"),
+        Target(
+            "x86-64-v3-vnni",
+            "cpu",
+            _X86,
+            "x86_64_v3+avxvnni",
+            (*_V3, "avx_vnni"),
+            "cpu-panel16",
+            "AVX2 with AVX-VNNI: Alder Lake and later, Zen 5",
+        ),
         Target("x86-64-v4", "cpu", _X86, "x86_64_v4", _V4, "cpu-panel16", "AVX-512: Skylake-X, Zen 4 and later"),
         Target(
             "znver4",
             "cpu",
             _X86,
             "znver4",
-            (*_V4, "avx512_vnni", "avx512_bf16", "avx512vbmi", "avx512_vbmi2"),
+            (*_V4, "avx512_vnni", "avx512_bf16", *_AVX512_BYTES),
             "cpu-panel16",
             "AVX-512 with VNNI and BF16: Zen 4 and later",
+        ),
+        Target(
+            "sapphirerapids",
+            "cpu",
+            _X86,
+            "x86_64_v4+avx512vnni+avx512bf16+avx512vbmi+avx512vbmi2+avx512bitalg+avx512vpopcntdq+avx512ifma+gfni"
+            "+amx_tile+amx_int8",
+            (*_V4, "avx512_vnni", "avx512_bf16", *_AVX512_BYTES, "amx_tile", "amx_int8"),
+            "cpu-panel16",
+            "AVX-512 with AMX tiles for integers: Sapphire Rapids and later",
         ),
         Target(
             "aarch64",
@@ -51,6 +72,15 @@ TARGETS: dict[str, Target] = {
             ("asimd", "asimddp"),
             "cpu-panel16",
             "NEON with integer dot products: Armv8.2 servers and boards from 2018 on",
+        ),
+        Target(
+            "aarch64-i8mm",
+            "cpu",
+            _ARM,
+            "generic+dotprod+i8mm+bf16",
+            ("asimd", "asimddp", "i8mm", "bf16"),
+            "cpu-panel16",
+            "NEON with 8-bit matrix products and bf16: Neoverse V1 and N2, Armv8.6 and later",
         ),
     )
 }
@@ -117,7 +147,16 @@ def _gpu(
 
 
 GPUS: dict[str, Gpu] = {row[0]: _gpu(*row) for row in _GPU_ROWS}
-"""GPU name -> row: `llamac plan` counts with them; no code is generated for them yet."""
+"""GPU name -> row: what `llamac plan` counts with, and what kernels are compiled for."""
+
+GPU_LAYOUT = "gpu-rows16"
+
+
+def _gpu_target(gpu: Gpu) -> Target:
+    """What code is generated for, in the terms of every target; the code runs on this instruction set alone."""
+    plain = gpu.architecture.removesuffix("a") if gpu.kind == "cuda" else gpu.architecture
+    summary = f"{gpu.summary}, {plain}"
+    return Target(gpu.name, gpu.kind, f"{gpu.kind}-{plain}", plain, (plain,), GPU_LAYOUT, summary)
 
 
 def find_target(name: str, host: Target | None = None) -> Target:
@@ -125,11 +164,9 @@ def find_target(name: str, host: Target | None = None) -> Target:
     if name == "cpu" and host is not None:
         return host
     if name in GPUS:
-        reason = f"no code is generated for GPUs yet ({GPUS[name].summary}, {GPUS[name].architecture})"
-        hint = f"llamac plan counts what a model needs there; compile for {', '.join(['cpu', *TARGETS])}"
-        raise LlamacError("LLC0606", name, reason, hint)
+        return _gpu_target(GPUS[name])
     if name not in TARGETS:
-        names = ["cpu", *TARGETS]
+        names = ["cpu", *TARGETS, *GPUS]
         raise LlamacError(
             "LLC0603", name, f"unknown target{did_you_mean(name, names)}", f"choose from {', '.join(names)}"
         )

@@ -38,7 +38,13 @@ from .recording import (
 
 
 def record_artifact(artifact: Artifact, ids: Sequence[int], folder: Path) -> Recording:
-    """Run the artifact's IR, built anew with tracing into `folder`, on its own weights; then the code it ships."""
+    """Run the artifact's IR, built anew with tracing into `folder`, on its own weights; then the code it ships.
+
+    LLC0801 for an artifact without code for CPUs: its IR is that of a GPU.
+    """
+    if artifact.manifest["targets"][0]["kind"] != "cpu":
+        reason = "has code for GPUs only, which cannot be traced"
+        raise LlamacError("LLC0801", str(artifact.path), reason, "compile it for a CPU target too")
     module = stored_module(artifact)
     weights = stored_weights(artifact)
     limits = _limits(artifact)
@@ -135,6 +141,7 @@ def _run_native(artifact: Artifact, library: Path, ids: Sequence[int], collector
 
 def _step(artifact: Artifact, library: Any, ids: Sequence[int]) -> Floats:
     """Logits after every id, all in one step, on one thread."""
+    from llamac.runtime.cpu_settings import CpuSettings
     from llamac.runtime.device_cpu import CpuDevice
     from llamac.runtime.run_plan import read_run_plan
 
@@ -142,7 +149,7 @@ def _step(artifact: Artifact, library: Any, ids: Sequence[int]) -> Floats:
     weights = artifact.map(artifact.manifest["weights"][0]["member"])
     pages = -(-len(ids) // plan.memory.kv_page_tokens)
     caches = len(plan.memory.caches)
-    device = CpuDevice(library, plan.memory, plan.vocab_size, weights, [pages] * caches, 1)
+    device = CpuDevice(library, plan.memory, plan.vocab_size, weights, [pages] * caches, CpuSettings(threads=1))
     logits = np.zeros((len(ids), plan.vocab_size), np.float32)
     order = np.arange(len(ids), dtype=np.int32)
     tables = np.tile(np.arange(pages, dtype=np.int32), (caches, 1, 1))

@@ -29,6 +29,7 @@ from .lower_kv_cache import PAGE
 from .pack_weights import PackWeights
 from .pipelines import Quantization
 from .plan_memory import PlanMemory
+from .quantize_kv import float_kv
 from .raise_class_token import RaiseClassToken
 from .raise_linear import RaiseLinear
 from .raise_padding import RaisePadding
@@ -64,7 +65,7 @@ class EncoderCounts:
 
 def image_pipeline(model: EncoderCounts, q: Quantization, kv_dtype: str, rows: int, page: int = PAGE) -> list[Step]:
     """Everything between the captured encoder and C; `rows` is the most vision tokens of a picture."""
-    return [*raise_encoder(model), *cast_encoder(q), *lower_encoder(model, kv_dtype, rows, page)]
+    return [*raise_encoder(model), *cast_encoder(q), *lower_encoder(model, kv_dtype, rows, page, q.wide)]
 
 
 def raise_encoder(model: EncoderCounts) -> list[Step]:
@@ -101,14 +102,14 @@ def cast_encoder(q: Quantization) -> list[Step]:
     return [Step(CastWeights(q.scheme))] if q.scheme in CAST else []
 
 
-def lower_encoder(model: EncoderCounts, kv_dtype: str, rows: int, page: int) -> list[Step]:
+def lower_encoder(model: EncoderCounts, kv_dtype: str, rows: int, page: int, wide: bool = False) -> list[Step]:
     """Model -> kernel, for the CPU backend."""
     layers = model.layers
     return [
         Step(LowerEncoderAttention(), {"attention": layers}),
-        Step(LowerImageCache(kv_dtype, page), {"layer": model.cross}),
+        Step(LowerImageCache(float_kv(kv_dtype), page), {"layer": model.cross}),
         Step(FuseRearrange()),
-        Step(SelectKernels()),
+        Step(SelectKernels(pairs=not wide)),
         Step(PackWeights()),
         Step(FuseBias()),
         Step(FuseResidual(), {"residual": 2 * (layers - model.gated)}),

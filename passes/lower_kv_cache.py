@@ -31,6 +31,7 @@ from .fuse_qkv import PLUMBING, projection
 from .lower_cross_attention import CACHE, PAST_PREFIXES, TABLES, CrossLayer, cross_cache, read_cross_layer
 
 PAGE = 256
+_HINT = "choose one, or `--kv int8`, which quantize-kv makes of f16"
 _SPLIT = Node("transpose", Node("reshape", Any("flat")))
 
 
@@ -46,7 +47,7 @@ class LowerKvCache(Pass):
 
     def run(self, module: Module, context: PassContext) -> PassResult:
         if self.dtype not in ("f32", "f16", "bf16"):
-            raise LlamacError("LLC0502", "dtype", f"the cache can be f32, f16 or bf16, not '{self.dtype}'")
+            raise LlamacError("LLC0502", "dtype", f"the cache can be f32, f16 or bf16, not '{self.dtype}'", _HINT)
         lowering = _Lowering(module.step, self.dtype, self.page)
         module.graphs["step"] = lowering.run()
         return PassResult({"attention": lowering.layer, "cross_attention": len(lowering.cross)})

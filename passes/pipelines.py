@@ -19,21 +19,29 @@ from .fold_rope import FoldRope
 from .fuse_cross_attention import FuseCrossAttention
 from .fuse_gate_up import FuseGateUp
 from .fuse_gated_add import FuseGatedAdd
+from .fuse_gated_linear import FuseGatedLinear
 from .fuse_gqa import FuseGqa
+from .fuse_head import FuseHead
 from .fuse_qkv import FuseQkv
 from .fuse_quantize_rows import FuseQuantizeRows
 from .fuse_residual import FuseResidual
 from .fuse_rms_norm import FuseRmsNorm
 from .fuse_rope import FuseRope
+from .fuse_row_append import FuseRowAppend
+from .fuse_row_norm import FuseRowNorm
+from .fuse_row_residual import FuseRowResidual
+from .fuse_row_swiglu import FuseRowSwiglu
 from .fuse_swiglu import FuseSwiglu
 from .fuse_temperature import FuseTemperature
 from .lower_kv_cache import PAGE, LowerKvCache
 from .lower_moe_routing import LowerMoeRouting
+from .pack_rows import PackRows
 from .pack_weights import PackWeights
 from .plan_memory import PlanMemory
 from .quantize_fp8 import QuantizeFp8
 from .quantize_int4 import QuantizeInt4
 from .quantize_int8 import QuantizeInt8
+from .quantize_kv import QUANTIZED_KV, QuantizeKv, float_kv
 from .raise_linear import RaiseLinear
 from .raise_merge_rows import RaiseMergeRows
 from .raise_moe import RaiseMoe
@@ -42,19 +50,24 @@ from .select_kernels import SelectKernels
 from .widen_activations import WidenActivations
 
 SCHEMES = ("keep", "f32", "f16", "bf16", "fp8", "int8", "int4")
+WIDE = ":f32-activations"
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """What `--quantize SCHEME[:gN][:asym]` asks for."""
+    """What `--quantize SCHEME[:gN][:asym][:f32-activations]` asks for.
+
+    wide: inputs of bf16 and fp8 weights stay in f32 on a CPU, instead of being rounded to bf16.
+    """
 
     scheme: str = "keep"
     group: int = 32
     asymmetric: bool = False
+    wide: bool = False
 
     def __str__(self) -> str:
         group = f":g{self.group}" if self.group != 32 else ""
-        return f"{self.scheme}{group}{':asym' if self.asymmetric else ''}"
+        return f"{self.scheme}{group}{':asym' if self.asymmetric else ''}{WIDE if self.wide else ''}"
 
 
 def parse_quantization(text: str) -> Quantization:
@@ -63,17 +76,27 @@ def parse_quantization(text: str) -> Quantization:
     if scheme not in SCHEMES:
         hint = f"choose {', '.join(SCHEMES)}"
         raise LlamacError("LLC0104", "--quantize", f"unknown scheme '{scheme}'{did_you_mean(scheme, SCHEMES)}", hint)
-    group, asymmetric = 32, False
+    group, asymmetric, wide = 32, False, False
     for option in options:
         if option == "asym":
             asymmetric = True
+        elif f":{option}" == WIDE:
+            wide = True
         elif option in ("g32", "g64", "g128"):
             group = int(option[1:])
         else:
-            raise LlamacError("LLC0104", "--quantize", f"unknown option '{option}'", "use :g32, :g64, :g128 or :asym")
-    if options and scheme not in ("int8", "int4"):
-        raise LlamacError("LLC0104", "--quantize", f"'{scheme}' takes no options", "only int8 and int4 have groups")
-    return Quantization(scheme, group, asymmetric)
+            raise LlamacError(
+                "LLC0104",
+                "--quantize",
+                f"unknown option '{option}'",
+                "use :g32, :g64, :g128, :asym or :f32-activations",
+            )
+    if len(options) > wide and scheme not in ("int8", "int4"):
+        raise LlamacError("LLC0104", "--quantize", f"'{scheme}' takes no groups", "only int8 and int4 have them")
+    if wide and scheme not in ("keep", "bf16", "fp8"):
+        reason = f"'{scheme}' weights are never multiplied with activations in bf16"
+        raise LlamacError("LLC0104", "--quantize", reason, "leave :f32-activations out")
+    return Quantization(scheme, group, asymmetric, wide)
 
 
 @dataclass(frozen=True)
@@ -160,18 +183,28 @@ def join_projections(model: LayerCounts, uniform: bool) -> list[Step]:
     ]
 
 
-def lower_to_cpu(model: LayerCounts, kv_dtype: str, max_tokens: int, page: int) -> list[Step]:
+def lower_cache(model: LayerCounts, kv_dtype: str, page: int) -> list[Step]:
+    """One sequence with past -> the ragged step over a cache of `kv_dtype`, int8 being the quantized one."""
+    counts = {"attention": model.own, "cross_attention": model.cross}
+    if kv_dtype != QUANTIZED_KV:
+        return [Step(LowerKvCache(kv_dtype, page), counts)]
+    return [Step(LowerKvCache(float_kv(kv_dtype), page), counts), Step(QuantizeKv())]
+
+
+def lower_to_cpu(model: LayerCounts, kv_dtype: str, max_tokens: int, page: int, wide: bool = False) -> list[Step]:
     """Model -> kernel, for the CPU backend."""
     return [
-        Step(LowerKvCache(kv_dtype, page), {"attention": model.own, "cross_attention": model.cross}),
-        Step(SelectKernels()),
+        *lower_cache(model, kv_dtype, page),
+        Step(SelectKernels(pairs=not wide)),
         Step(PackWeights(), {}),
         Step(FuseResidual(), {"residual": 2 * model.own}),
         Step(DedupeOps()),
         Step(FuseQuantizeRows()),
+        Step(FuseGatedLinear()),
         Step(EliminateDead()),
         Step(EnterKernel()),
         Step(RollLayers()),
+        Step(FuseHead(), {"head": 1}),
         Step(PlanMemory(max_tokens)),
     ]
 
@@ -185,5 +218,50 @@ def cpu_pipeline(
         *optimize_model(model),
         *quantize(q),
         *join_projections(model, uniform or q.scheme not in ("keep", "fp8")),
-        *lower_to_cpu(model, kv_dtype, max_tokens, page),
+        *lower_to_cpu(model, kv_dtype, max_tokens, page, q.wide),
     ]
+
+
+def lower_to_gpu(model: LayerCounts, kv_dtype: str, page: int) -> list[Step]:
+    """Model -> kernel, for the GPU backend: five kernels a layer, nine with experts."""
+    layers, mixtures = model.layers, model.mixtures
+    return [
+        *lower_cache(model, kv_dtype, page),
+        Step(SelectKernels(pairs=False)),
+        Step(PackRows(), {"experts": 2 * mixtures}),
+        Step(FuseRowNorm(), {"norm": 2 * layers + 1}),
+        Step(FuseRowSwiglu(), {"swiglu": layers}),
+        Step(FuseRowAppend(), {"append": model.own}),
+        Step(FuseRowResidual(), {"residual": 2 * layers}),
+        Step(DedupeOps()),
+        Step(EliminateDead()),
+        Step(EnterKernel()),
+    ]
+
+
+def gpu_pipeline(
+    model: LayerCounts, q: Quantization, kv_dtype: str, uniform: bool = True, page: int = PAGE
+) -> list[Step]:
+    """Everything between capture and the launch plan of a GPU; arguments as in `cpu_pipeline`."""
+    return [
+        *raise_and_fuse(model),
+        *optimize_model(model),
+        *quantize(q),
+        *join_projections(model, uniform or q.scheme not in ("keep", "fp8")),
+        *lower_to_gpu(model, kv_dtype, page),
+    ]
+
+
+def target_pipeline(
+    kind: str,
+    model: LayerCounts,
+    q: Quantization,
+    kv_dtype: str,
+    max_tokens: int,
+    uniform: bool = True,
+    page: int = PAGE,
+) -> list[Step]:
+    """The pipeline of a kind of target: "cpu", or a GPU of any maker."""
+    if kind == "cpu":
+        return cpu_pipeline(model, q, kv_dtype, max_tokens, uniform, page)
+    return gpu_pipeline(model, q, kv_dtype, uniform, page)

@@ -53,12 +53,10 @@ class PlanMemory(Pass):
     def run(self, module: Module, context: PassContext) -> PassResult:
         if all("buffers" in op.attributes for _, op in module.ops()):
             return PassResult()
-        frame, planned = 0, 0
+        planned, entries = 0, module.entries
+        frame = max(_Planner(graph, self.tokens, 0, True).run() for graph in entries)
         for graph in module.graphs.values():
-            if graph is module.main:
-                frame = _Planner(graph, self.tokens, 0, True).run()
-        for graph in module.graphs.values():
-            if graph is not module.main:
+            if graph not in entries:
                 _Planner(graph, self.tokens, frame, False).run()
             planned += sum(len(op.results) for op in graph.ops)
         return PassResult({"buffer": planned})

@@ -4,8 +4,9 @@ Before: `linear %x, @w`, `expert_linear %x, @w, %offsets`, `embedding @w, %ids`
 After:  `linear %x, @w {format = "u4g32s16m16"}`, `embedding @w, %ids {format = ...}`
 
 The scheme of the weight decides: integers with scales keep exactly those, in integer dot products with int8
-activations; float weights keep their dtype and are multiplied with f32 activations. A table that is also the head is
-packed once, for both uses. Must not fire on a weight that no kernel can hold.
+activations; bf16 and fp8 weights are multiplied with activations rounded to bf16, two products at a time; f32 and f16
+weights with f32 activations. A table that is also the head is packed once, for both uses. Must not fire on a weight
+that no kernel can hold.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from llamac.ir.definition import OpError
 from llamac.ir.dtypes import E4M3FN
 from llamac.ir.gguf_blocks import BLOCKS
 from llamac.ir.graph import Module, Value
-from llamac.ir.layouts import format_of, grouped_name
+from llamac.ir.layouts import IN_PAIRS, format_of, grouped_name
 from llamac.ir.levels import LOWERING
 from llamac.transform.base import LedgerEntry, Pass, PassContext, PassResult
 from llamac.transform.matrices import stored_as
@@ -28,10 +29,11 @@ _WEIGHT = {"linear": 1, "expert_linear": 1, "embedding": 0}
 
 @dataclass(frozen=True)
 class SelectKernels(Pass):
-    """Every linear and embedding -> with a weight format."""
+    """Every linear and embedding -> with a weight format; `pairs`: in pairs, where a format has that form."""
 
     name = "select-kernels"
     requires = (LOWERING,)
+    pairs: bool = True
 
     def run(self, module: Module, context: PassContext) -> PassResult:
         counts: dict[str, int] = {}
@@ -39,7 +41,7 @@ class SelectKernels(Pass):
         for _, op in module.ops():
             if op.opcode in _WEIGHT and "format" not in op.attributes:
                 weight = op.operands[_WEIGHT[op.opcode]]
-                chosen = choose_format(weight)
+                chosen = choose_format(weight, self.pairs)
                 op.attributes["format"] = chosen
                 for block in block_formats(weight):
                     widened.setdefault(block, []).append(weight.name)
@@ -48,7 +50,7 @@ class SelectKernels(Pass):
         return PassResult(counts)
 
 
-def choose_format(weight: Value) -> str:
+def choose_format(weight: Value, pairs: bool = True) -> str:
     """The packed format that holds exactly the values of `weight`."""
     producer = weight.producer
     if producer is None or producer.opcode != "dequantize":
@@ -63,7 +65,7 @@ def choose_format(weight: Value) -> str:
             assert isinstance(group, int)
             name = grouped_name(quants.dtype, group, scale.dtype, minimum[0].dtype if minimum else None)
     try:
-        return format_of(name).name
+        return format_of(IN_PAIRS.get(name, name) if pairs else name).name
     except OpError as error:
         reason = f"no CPU kernel for weights stored as {stored_as(weight)}: {error}"
         raise LlamacError("LLC0506", weight.name, reason, "choose another --quantize") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,19 +16,25 @@ import numpy as np
 
 from llamac.errors import LlamacError
 
-from .model import Model
+from .model import GenerateOptions, Model
+from .ranked import RankedRows
 from .read_bandwidth import ReadBandwidth
-from .session import Feed
+from .session import Feed, Session
+from .speculation.proposal import SpeculationCounts
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """One timed run, in seconds, and the memory read around it, in bytes per second."""
+    """One timed run, in seconds, and the memory read around it, in bytes per second.
+
+    decode_steps: tokens after the first one. speculation: what guessing did, None without.
+    """
 
     first_token_seconds: float
     decode_seconds: float
     decode_steps: int
     read_bytes_per_second: float
+    speculation: SpeculationCounts | None = None
 
 
 def bench_prompt(tokens: int, vocab_size: int) -> list[int]:
@@ -47,27 +53,52 @@ def check_sizes(model: Model, prompt_tokens: int, new_tokens: int) -> None:
 def run_once(model: Model, prompt: list[int], new_tokens: int) -> tuple[float, float]:
     """Prefill and greedy decode of a fresh sequence; (seconds to the first token, seconds for all the others)."""
     sequence = model.session.open()
-    row = np.empty((1, model.vocab_size), np.float32)
+    likeliest = _likeliest(model.session)
     try:
         started = time.perf_counter()
         token = int(np.argmax(model.session.prefill(sequence, prompt)))
         first = time.perf_counter()
         for _ in range(new_tokens - 1):
-            token = int(np.argmax(model.session.step([Feed(sequence, [token])], row)))
+            token = likeliest(Feed(sequence, [token]))
         return first - started, time.perf_counter() - first
     finally:
         sequence.close()
 
 
-def repeat_runs(model: Model, prompt_tokens: int, new_tokens: int, repeats: int) -> Iterator[Repeat]:
-    """`repeats` timed runs, each between two reads of memory."""
+def _likeliest(session: Session) -> Callable[[Feed], int]:
+    """A step of one row that gives the likeliest id, as generation does it: ranked by the code where it can."""
+    if session.most_top:
+        ranked = RankedRows.empty(1, 1)
+        return lambda feed: int(session.step_ranked([feed], ranked).ids[0, 0])
+    row = np.empty((1, session.device.vocab_size), np.float32)
+    return lambda feed: int(np.argmax(session.step([feed], row)))
+
+
+def speculate_once(
+    model: Model, prompt: list[int], new_tokens: int, options: GenerateOptions
+) -> tuple[float, float, SpeculationCounts | None]:
+    """As `run_once`, with tokens guessed as the options say; also what became of the guesses."""
+    given: GenerateOptions = {**options, "max_new_tokens": new_tokens, "temperature": 0.0, "ignore_stop_ids": True}
+    outcome = model.generate(prompt, **given)
+    timings = outcome.timings
+    return timings.first_token_seconds, timings.total_seconds - timings.first_token_seconds, outcome.speculation
+
+
+def repeat_runs(
+    model: Model, prompt_tokens: int, new_tokens: int, repeats: int, options: GenerateOptions | None = None
+) -> Iterator[Repeat]:
+    """`repeats` timed runs, each between two reads of memory; `options`, when given, say how tokens are guessed."""
     prompt = bench_prompt(prompt_tokens, model.vocab_size)
     bandwidth = ReadBandwidth(model.threads)
     before = bandwidth.measure()
     for _ in range(repeats):
-        first, rest = run_once(model, prompt, new_tokens)
+        counts = None
+        if options is None:
+            first, rest = run_once(model, prompt, new_tokens)
+        else:
+            first, rest, counts = speculate_once(model, prompt, new_tokens, options)
         after = bandwidth.measure()
-        yield Repeat(first, rest, new_tokens - 1, (before + after) / 2)
+        yield Repeat(first, rest, new_tokens - 1, (before + after) / 2, counts)
         before = after
 
 
@@ -88,4 +119,14 @@ def summarize(rows: list[Repeat], prompt_tokens: int, weight_bytes_per_token: in
         "weight_read_gb_per_s": None if weights is None else round(weights / 1e9, 3),
         "read_bandwidth_gb_per_s": round(read / 1e9, 3),
         "decode_fraction_of_read_bandwidth": round(statistics.median(paired), 4) if paired else None,
+        "speculation": _total(rows),
     }
+
+
+def _total(rows: list[Repeat]) -> dict[str, float] | None:
+    """What guessing did over all repeats."""
+    found = [row.speculation for row in rows if row.speculation is not None]
+    if not found:
+        return None
+    sums = (sum(getattr(counts, name) for counts in found) for name in ("steps", "drafted", "accepted"))
+    return SpeculationCounts(*sums).to_json()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
-import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,19 @@ import numpy.typing as npt
 
 from llamac.errors import LlamacError
 
+from .cpu_memory import anonymous_memory, forget_pages, huge_memory, ranges_of
+from .cpu_settings import CpuSettings
 from .native import ImageInput, KvMemory, NativeLibrary, StepInput
+from .profile import Profile
+from .profiler import Profiler
+from .ranked import RankedRows
+from .read_bandwidth import ReadBandwidth
 from .run_plan import ImagePlan, MemoryPlan
 from .step_pictures import StepPictures
 
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
-
-_MAP_NORESERVE = 0x4000
-"""Linux: do not count the mapping against memory until its pages are touched (a context is rarely filled)."""
 
 
 class CpuDevice:
@@ -41,21 +43,39 @@ class CpuDevice:
         vocab_size: int,
         weights: Bytes,
         page_counts: Sequence[int],
-        threads: int,
+        settings: CpuSettings,
         image: ImagePlan | None = None,
+        tensor_offsets: Sequence[int] = (),
     ) -> None:
         self.plan = plan
         self.image = image
         self.vocab_size = vocab_size
         self.page_counts = list(page_counts)
-        self.threads = threads
+        self.threads = settings.threads
         self._library = library
         self._lock = threading.Lock()
+        self._profiler: Profiler | None = None
         caches = [_cache_memory(n, c.page_bytes) for n, c in zip(page_counts, plan.caches, strict=True)]
         arena = anonymous_memory(plan.arena_bytes, "arena")
-        self._buffers = (weights, *caches, arena)  # the code holds their addresses: they must live as long as it does
-        self._model: int | None = self._create(weights, caches, arena)
-        self._destroy = weakref.finalize(self, _destroy, library.destroy, self._model, self._buffers)
+        if settings.copies_weights or settings.first_touch:
+            library.optional("llamac_copy")  # code that has none is refused before anything is set up
+        held = huge_memory(weights.nbytes, "copy of the weights") if settings.copies_weights else weights
+        self._buffers = (held, *caches, arena)  # the code holds their addresses: they must live as long as it does
+        model = self._create(held, caches, arena)
+        self._model: int | None = model
+        self._destroy = weakref.finalize(self, _destroy, library.destroy, model, self._buffers)
+        if settings.pinned is not None:
+            self._pin(model, settings.pinned)
+        if settings.copies_weights:
+            self._copy(model, held, weights, tensor_offsets)
+            forget_pages(weights)
+        if settings.first_touch:
+            self._touch(model, caches, arena)
+
+    @property
+    def most_top(self) -> int:
+        """The longest list of best logits that a step ranks; 0: it ranks none."""
+        return self._library.most_top
 
     @property
     def kv_bytes(self) -> int:
@@ -83,6 +103,28 @@ class CpuDevice:
             raise LlamacError("LLC0805", self._library.where, reason, "check the file with `llamac verify`")
         return model.value
 
+    def _pin(self, model: int, cpus: Sequence[int]) -> None:
+        """Keep each thread on its processor; LLC0805 when the system refuses."""
+        status = self._library.optional("llamac_pin")(model, (ctypes.c_uint32 * len(cpus))(*cpus))
+        if status != 0:
+            reason = f"processors {', '.join(map(str, cpus))}: {self._library.status_text(status)}"
+            raise LlamacError("LLC0805", self._library.where, reason, "name processors that this process may use")
+
+    def _copy(self, model: int, to: Bytes, source: Bytes, tensor_offsets: Sequence[int]) -> None:
+        """Copy the weights, of each tensor the same share by the thread that is going to read it."""
+        copy = self._library.optional("llamac_copy")
+        for start, stop in ranges_of(tensor_offsets, to.nbytes):
+            copy(model, to.ctypes.data + start, source.ctypes.data + start, stop - start)
+
+    def _touch(self, model: int, caches: Sequence[Bytes], arena: Bytes) -> None:
+        """Put zeros into all the arena and every layer of every page of the caches, each thread in its share."""
+        copy = self._library.optional("llamac_copy")
+        copy(model, arena.ctypes.data, None, self.plan.arena_bytes)
+        for memory, pages, cache in zip(caches, self.page_counts, self.plan.caches, strict=True):
+            layer_bytes = cache.page_bytes // max(len(cache.layers), 1)
+            for start in range(0, pages * cache.page_bytes, layer_bytes):
+                copy(model, memory.ctypes.data + start, None, layer_bytes)
+
     def step(
         self,
         token_ids: Int32s,
@@ -90,17 +132,21 @@ class CpuDevice:
         sequence_of_token: Int32s,
         page_tables: Int32s,
         logit_rows: Int32s,
-        logits: Float32s,
+        logits: Float32s | None,
         pictures: StepPictures | None = None,
+        ranked: RankedRows | None = None,
     ) -> None:
         """Run one ragged step: T tokens of S sequences, R of whose rows get logits.
 
         token_ids, positions, sequence_of_token: [T]; page_tables: [caches, S, pages per sequence], -1 where there is
         none; logit_rows: [R] indices into the T rows; logits: [R, vocab], C contiguous, filled here. pictures: what the
-        rows show or see of pictures. LLC0806 on refusal.
+        rows show or see of pictures. ranked: the best logits of each row, filled here; `logits` may then be None: they
+        are not written. LLC0806 on refusal.
         """
         integers = (token_ids, positions, sequence_of_token, page_tables, logit_rows)
-        _check_arrays(*integers, logits, len(self.page_counts), self.vocab_size)
+        _check_arrays(*integers, len(self.page_counts))
+        if logits is not None or ranked is None:
+            _check_logits(logits, logit_rows.size, self.vocab_size)
         shown = pictures or StepPictures()
         shown.check(token_ids.size)
         given = StepInput(
@@ -109,7 +155,7 @@ class CpuDevice:
             page_tables.shape[2],
             logit_rows.size,
             *(array.ctypes.data for array in integers),
-            logits.ctypes.data,
+            _address(logits),
             _address(shown.image_rows),
             _address(shown.image_embeddings),
             0 if shown.image_embeddings is None else len(shown.image_embeddings),
@@ -119,10 +165,20 @@ class CpuDevice:
         with self._lock:
             if self._model is None:
                 raise LlamacError("LLC0815", "model", "the model is closed", "load it again")
-            status = self._library.step(self._model, ctypes.byref(given))
+            status = self._run(self._model, given, ranked)
+            if self._profiler is not None and status == 0:
+                self._profiler.stepped(positions, sequence_of_token, logit_rows.size, shown)
         if status != 0:
             reason = f"step of {token_ids.size} tokens: {self._library.status_text(status)}"
             raise LlamacError("LLC0806", self._library.where, reason, "check the file with `llamac verify`")
+
+    def _run(self, model: int, given: StepInput, ranked: RankedRows | None) -> int:
+        if ranked is None:
+            return self._library.step(model, ctypes.byref(given))
+        if self._library.step_top is None:
+            raise LlamacError("LLC0803", self._library.where, "the code does not rank logits", "compile it again")
+        ranked.check(given.logit_count)
+        return self._library.step_top(model, ctypes.byref(given), ctypes.byref(ranked.native()))
 
     def encode_image(
         self, pixels: Float32s, aspect_ratio: int = 0, pages: Int32s | None = None, first: int = 0
@@ -155,6 +211,8 @@ class CpuDevice:
             if self._model is None:
                 raise LlamacError("LLC0815", "model", "the model is closed", "load it again")
             status = self._library.encode_image(self._model, ctypes.byref(given))
+            if self._profiler is not None and status == 0:
+                self._profiler.encoded()
         if status != 0:
             reason = f"picture of {tiles} tiles: {self._library.status_text(status)}"
             raise LlamacError("LLC0806", self._library.where, reason, "check the file with `llamac verify`")
@@ -173,6 +231,26 @@ class CpuDevice:
             self._library.expert_counts(self._model, counts.ctypes.data, size)
         layers = sum(len(cache.layers) for cache in self.plan.caches) if size else 1
         return counts.reshape(layers, -1)
+
+    @contextmanager
+    def profiled(self) -> Iterator[Profile]:
+        """The profile of the steps inside; its limits are measured around them. LLC0818 inside another one."""
+        bandwidth = ReadBandwidth(self.threads)
+        with self._lock:
+            if self._model is None:
+                raise LlamacError("LLC0815", "model", "the model is closed", "load it again")
+            if self._profiler is not None:
+                raise LlamacError("LLC0818", "profile", "a profile is being taken already", "end that one first")
+            before = bandwidth.measure()
+            self._profiler = profiler = Profiler(self._library, self._model, self.plan.caches)
+        try:
+            yield profiler.profile
+        finally:
+            with self._lock:
+                if self._model is not None:
+                    profiler.stop()
+                self._profiler = None
+            profiler.profile.read_bytes_per_second = (before + bandwidth.measure()) / 2
 
     def close(self) -> None:
         """Stop the code's threads and let go of its memory; `step` refuses afterwards."""
@@ -201,9 +279,7 @@ def _check_arrays(
     sequence_of_token: Int32s,
     page_tables: Int32s,
     logit_rows: Int32s,
-    logits: Float32s,
     caches: int,
-    vocab_size: int,
 ) -> None:
     """A wrong shape or type here would be a wild pointer in the code: refuse it as the programming error it is."""
     integers = (token_ids, positions, sequence_of_token, page_tables, logit_rows)
@@ -213,8 +289,12 @@ def _check_arrays(
         raise ValueError("step needs token_ids, positions, sequence_of_token of one length and page_tables[C, S, P]")
     if page_tables.shape[0] != caches:
         raise ValueError(f"step needs the page tables of {caches} caches, not of {page_tables.shape[0]}")
-    if logits.dtype != np.float32 or not logits.flags.c_contiguous or logits.shape != (logit_rows.size, vocab_size):
-        raise ValueError(f"step needs C-contiguous float32 logits of shape ({logit_rows.size}, {vocab_size})")
+
+
+def _check_logits(logits: Float32s | None, rows: int, vocab_size: int) -> None:
+    wanted = (rows, vocab_size)
+    if logits is None or logits.dtype != np.float32 or not logits.flags.c_contiguous or logits.shape != wanted:
+        raise ValueError(f"step needs C-contiguous float32 logits of shape {wanted}")
 
 
 def _check_pixels(pixels: Float32s, image: ImagePlan) -> None:
@@ -222,17 +302,3 @@ def _check_pixels(pixels: Float32s, image: ImagePlan) -> None:
         raise TypeError("encode_image needs C-contiguous float32 pixels [tiles, channels, height, width]")
     if pixels.shape[1:] != image.pixels[1:] or (image.is_joint and len(pixels) > image.pixels[0]):
         raise ValueError(f"encode_image needs tiles of {image.pixels}, not {pixels.shape}")
-
-
-def anonymous_memory(size: int, purpose: str) -> Bytes:
-    """Zeroed, page-aligned memory of `size` bytes (at least one page) that costs nothing until touched; LLC0807."""
-    length = max(size, mmap.PAGESIZE)
-    try:
-        if sys.platform == "linux":
-            memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-        else:
-            memory = mmap.mmap(-1, length)
-    except (OSError, OverflowError, ValueError) as error:
-        reason = f"{length} bytes for the {purpose} cannot be reserved: {error}"
-        raise LlamacError("LLC0807", "memory", reason, "ask for a smaller context, or free memory") from error
-    return np.frombuffer(memory, dtype=np.uint8)

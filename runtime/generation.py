@@ -19,7 +19,11 @@ from llamac.errors import LlamacError
 
 from .device_cpu import Float32s
 from .images.placed import PromptImage
-from .sampler import Sampler, SamplerOptions, top_logprobs
+from .ranked_sampler import WHOLE_ROW, Need, choose_ranked, need_of
+from .sampler import Sample, Sampler, SamplerOptions, log_normalizer, top_logprobs
+from .speculation.proposal import Distribution, SpeculationCounts, Speculator
+from .speculation.verification import distribution_of, keep_or_replace
+from .step_row import StepRow
 from .text.stream import MEANINGFUL, StopStrings, StreamDecoder
 from .text.tokenizer import TokenizerBase
 
@@ -78,7 +82,8 @@ class Generation:
 
     text: the new text (with the prompt before it when `echo` was asked), "" when the artifact has no tokenizer; it ends
     before a stop string and holds no special tokens. token_ids: every id drawn, the stop id that ended it included.
-    tagged_text: the new text with the control tokens that mark tool calls spelt out.
+    tagged_text: the new text with the control tokens that mark tool calls spelt out. speculation: what guessing did,
+    None when there was none.
     """
 
     text: str
@@ -88,6 +93,7 @@ class Generation:
     logprobs: list[TokenLogprob] | None
     timings: Timings
     tagged_text: str = ""
+    speculation: SpeculationCounts | None = None
 
     @cached_property
     def message(self) -> ParsedMessage:
@@ -113,7 +119,8 @@ class Generation:
         row = asdict(self)
         del row["tagged_text"]
         calls = [{"name": call.name, "arguments": call.arguments, "kind": call.kind} for call in self.tool_calls]
-        return row | {"tool_calls": calls}
+        speculation = None if self.speculation is None else self.speculation.to_json()
+        return row | {"tool_calls": calls, "speculation": speculation}
 
 
 class Continuation:
@@ -127,11 +134,14 @@ class Continuation:
         context: int,
         echo: str = "",
         images: Sequence[PromptImage] = (),
+        speculator: Speculator | None = None,
     ) -> None:
         if options.stop and tokenizer is None:
             raise LlamacError("LLC0813", "stop", "stop strings need a tokenizer", "use stop_ids with this artifact")
         self.prompt_ids = list(prompt_ids)
         self.images = tuple(images)
+        self.speculator = speculator
+        self.counts = SpeculationCounts()
         self.token_ids: list[int] = []
         self.stop_reason: StopReason | None = None
         self.options = options
@@ -157,9 +167,42 @@ class Continuation:
         """Vision tokens of the prompt's pictures."""
         return sum(image.vision_tokens for image in self.images)
 
+    def need(self, most_top: int) -> Need:
+        """What of a row the choice of the next token needs, where `most_top` best logits of it can be had."""
+        return WHOLE_ROW if self.options.logprobs is not None else need_of(self.options.sampling, most_top)
+
     def accept(self, logits: Float32s) -> str:
         """Draw the next token from `logits` [vocab]; the text that became certain, often empty."""
-        token_id = self._choose(logits)
+        return self.accept_row(StepRow(lambda: logits))
+
+    def accept_row(self, row: StepRow) -> str:
+        """The same from a row whose best logits may be enough."""
+        return self._take(self._choose(row))
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether every next token is the one of the largest logit and nothing else of the logits is wanted."""
+        return self._plain_greedy and self.options.logprobs is None
+
+    def accept_id(self, token_id: int) -> str:
+        """The same where the device has found the next token: the one of the largest logit."""
+        return self._take(token_id)
+
+    def verify(self, row: StepRow, guess: int, guessed_from: Distribution) -> str:
+        """The same given a guess that was drawn from another distribution: it is kept as often as it should be."""
+        logits, history = row.logits(), [*self.prompt_ids, *self.token_ids]
+        own = distribution_of(logits, history, self._sampler)
+        token_id = keep_or_replace(own, guess, guessed_from, self._sampler)
+        if self.options.logprobs is not None:
+            self._report(logits, Sample(token_id, float(logits[token_id]) - log_normalizer(logits)))
+        return self._take(token_id)
+
+    def count(self, drafted: int, accepted: int) -> None:
+        """A step has given tokens, `accepted` of `drafted` guesses among them."""
+        before = self.counts
+        self.counts = SpeculationCounts(before.steps + 1, before.drafted + drafted, before.accepted + accepted)
+
+    def _take(self, token_id: int) -> str:
         self.token_ids.append(token_id)
         self._last = time.perf_counter()
         if len(self.token_ids) == 1:
@@ -187,9 +230,15 @@ class Continuation:
             logprobs=None if self.options.logprobs is None else self._logprobs,
             timings=Timings(self._first - self._started, self._last - self._started),
             tagged_text="".join(self.tagged_pieces),
+            speculation=None if self.speculator is None else self.counts,
         )
 
-    def _choose(self, logits: Float32s) -> int:
+    def _choose(self, row: StepRow) -> int:
+        if row.ids is not None and row.values is not None and self.need(len(row.ids)).count:
+            chosen = choose_ranked(self._sampler, row.ids, row.values, row.total, row.vocab_size)
+            if chosen is not None:
+                return chosen
+        logits = row.logits()
         if self.options.logprobs is None and self._plain_greedy:
             best = int(np.argmax(logits))
             if math.isfinite(logits[best]):  # otherwise the sampler says what is wrong
@@ -197,9 +246,13 @@ class Continuation:
         history = () if self._plain_greedy else [*self.prompt_ids, *self.token_ids]
         token_id, logprob = self._sampler.sample(logits, history)
         if self.options.logprobs is not None:
-            top = [(row.token_id, row.logprob) for row in top_logprobs(logits, self.options.logprobs)]
-            self._logprobs.append(TokenLogprob(token_id, logprob, top))
+            self._report(logits, Sample(token_id, logprob))
         return token_id
+
+    def _report(self, logits: Float32s, drawn: Sample) -> None:
+        assert self.options.logprobs is not None
+        top = [(row.token_id, row.logprob) for row in top_logprobs(logits, self.options.logprobs)]
+        self._logprobs.append(TokenLogprob(drawn.token_id, drawn.logprob, top))
 
     def _advance(self, token_id: int) -> str:
         """Text of the drawn token; sets `stop_reason` when it was the last one."""

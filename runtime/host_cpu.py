@@ -73,13 +73,21 @@ def _nothing_fits(targets: Sequence[CodeTarget], host: HostCpu) -> LlamacError:
 
 def usable_threads() -> int:
     """How many threads do useful work here: allowed CPUs, one per physical core, within the cgroup's quota."""
-    allowed = _allowed_cpus()
-    cores = {_core_of(cpu) for cpu in allowed}
-    quota = _cgroup_quota()
-    return max(1, len(cores) if quota == math.inf else min(len(cores), math.ceil(quota)))
+    cores = len(one_cpu_a_core())
+    quota = min(map(_cgroup_quota, _quota_files()), default=math.inf)
+    return max(1, cores if quota == math.inf else min(cores, math.ceil(quota)))
 
 
-def _allowed_cpus() -> list[int]:
+def one_cpu_a_core() -> list[int]:
+    """The first processor that this process may use of each physical core."""
+    first: dict[str, int] = {}
+    for cpu in allowed_cpus():
+        first.setdefault(_core_of(cpu), cpu)
+    return list(first.values())
+
+
+def allowed_cpus() -> list[int]:
+    """The numbers of the processors that this process may use."""
     if sys.platform == "linux":
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
@@ -93,10 +101,29 @@ def _core_of(cpu: int) -> str:
         return str(cpu)
 
 
-def _cgroup_quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
-    """CPUs' worth of time the container may use; infinite when unlimited or unknown."""
+def _quota_files(own: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """The files that may limit this process's time: those of its control group and of all above it."""
     try:
-        quota, period = path.read_text(encoding="ascii").split()[:2]
-        return math.inf if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
+        lines = own.read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        lines = []
+    found = [mounted / "cpu.max", mounted / "cpu" / "cpu.cfs_quota_us"]
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds and "cpu" not in kinds.split(","):
+            continue
+        folder, name = (mounted / "cpu", "cpu.cfs_quota_us") if kinds else (mounted, "cpu.max")
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        found += [folder.joinpath(*parts[:depth], name) for depth in range(1, len(parts) + 1)]
+    return found
+
+
+def _cgroup_quota(path: Path) -> float:
+    """CPUs' worth of time that a file of a control group, of version 2 or 1, allows; infinite without limit."""
+    try:
+        words = path.read_text(encoding="ascii").split()
+        if path.name == "cpu.cfs_quota_us":
+            words.append(path.with_name("cpu.cfs_period_us").read_text(encoding="ascii"))
+        return math.inf if words[0] in ("max", "-1") else int(words[0]) / int(words[1])
+    except (OSError, ValueError, IndexError, ZeroDivisionError):
         return math.inf

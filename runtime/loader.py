@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llamac.artifact.integrity import Progress
 from llamac.artifact.read import Artifact, Check
 from llamac.errors import LlamacError
 
+from .choose_device import ChosenGpu, Say, choose_gpu, say_on_stderr
+from .cpu_memory import memory_nodes
+from .cpu_settings import CpuSettings, settle_cpu
 from .device_cpu import CpuDevice
-from .host_cpu import HostCpu, detect_host, pick_target, usable_threads
+from .host_cpu import HostCpu, detect_host, pick_target
 from .kv import pages_for
 from .model import Model
 from .native import load_library
-from .run_plan import RunPlan, read_run_plan
+from .run_plan import CodeTarget, RunPlan, read_run_plan
+
+if TYPE_CHECKING:
+    from .device_gpu import GpuDevice
 
 
 def load(
@@ -28,6 +37,12 @@ def load(
     images: int = 1,
     host: HostCpu | None = None,
     progress: Progress | None = None,
+    device: str = "auto",
+    say: Say = say_on_stderr,
+    draft: str | Path | None = None,
+    weights: str = "map",
+    pin: Sequence[int] | bool = False,
+    first_touch: bool = False,
 ) -> Model:
     """Load the artifact at `path` and return a `Model`. **This runs the artifact's code**: load what you trust.
 
@@ -38,27 +53,79 @@ def load(
     own (Llama 3.2 Vision), how many of the largest pictures each of them has room for.
     host: the machine to judge targets by, unless this one.
     progress: called with (bytes done, bytes in all) while a full check runs.
+    device: cpu, cuda, hip, a GPU by its number (cuda:1), or auto: a GPU if the file has code for one that is here, else
+    the CPU. say: is told which, where the file has code for GPUs; on stderr unless given.
+    draft: the artifact of a smaller model with the same vocabulary (LLC0840), which guesses tokens for this one. It is
+    loaded the same way, with all the context it has.
+
+    weights: "map" reads them from the mapped file, "copy" from a copy in memory of this process, in huge pages.
+    pin: keep each thread on a processor of its own; a list names them. first_touch: every thread touches its share of
+    the memory first, for machines with several memory nodes; all the cache's memory is then taken at once. These
+    three are for the CPU (docs/cpu-backend.md).
 
     Raises LLC07xx for a file that is damaged or no artifact, LLC0800 when none of its code fits this machine.
     """
     _require_positive("threads", threads)
     _require_positive("sequences", sequences)
     _require_positive("images", images)
+    settings = settle_cpu(threads, pin, weights, first_touch)
     started = time.perf_counter()
     artifact = Artifact.open(path, check, progress)
     try:
         plan = read_run_plan(artifact.manifest)
         length = _settle_context(plan, context)
-        chosen = pick_target(plan.targets, host or detect_host(), target)
-        library = load_library(artifact.member_bytes(chosen.code), chosen.code)
-        weights = artifact.map(plan.weight_members[chosen.layout])
         pages = [sequences * count for count in pages_for(plan.memory, length, images * plan.most_vision_tokens)]
-        used = threads or usable_threads()
-        device = CpuDevice(library, plan.memory, plan.vocab_size, weights, pages, used, plan.image)
+        gpu = choose_gpu(plan.targets, artifact.member_bytes, device, target, say)
+        opened: CpuDevice | GpuDevice
+        if gpu is not None:
+            chosen, opened = gpu.target, _open_gpu(artifact, plan, gpu, pages, length)
+        else:
+            chosen = pick_target(plan.targets, host or detect_host(), target)
+            if settings.first_touch and memory_nodes() == 1:
+                say("first touch changes nothing here: the machine has one memory node")
+                settings = replace(settings, first_touch=False)
+            opened = _open_cpu(artifact, plan, chosen, pages, settings)
     except BaseException:
         artifact.close()
         raise
-    return Model(artifact, plan, chosen, device, length, time.perf_counter() - started)
+    model = Model(artifact, plan, chosen, opened, length, time.perf_counter() - started)
+    if draft is not None:
+        try:
+            same: dict[str, Any] = {"weights": weights, "pin": pin, "first_touch": first_touch, "say": say}
+            small = load(draft, threads=threads, check=check, sequences=sequences, host=host, device=device, **same)
+            model.attach_draft(small)
+        except BaseException:
+            model.close()
+            raise
+    return model
+
+
+def _open_cpu(
+    artifact: Artifact, plan: RunPlan, chosen: CodeTarget, pages: list[int], settings: CpuSettings
+) -> CpuDevice:
+    library = load_library(artifact.member_bytes(chosen.code), chosen.code)
+    weights = artifact.map(plan.weight_members[chosen.layout])
+    layouts = {row["layout"]: row["tensors"] for row in artifact.manifest["weights"]}
+    offsets = [int(tensor["offset"]) for tensor in layouts[chosen.layout]]
+    return CpuDevice(library, plan.memory, plan.vocab_size, weights, pages, settings, plan.image, offsets)
+
+
+def _open_gpu(artifact: Artifact, plan: RunPlan, gpu: ChosenGpu, pages: list[int], context: int) -> GpuDevice:
+    from .device_gpu import GpuDevice  # not needed where there is no GPU
+
+    members = [buffer.member for buffer in gpu.launch_plan.buffers if buffer.role == "weights"]
+    weights = {name: artifact.map(name) for name in members}
+    return GpuDevice(
+        gpu.driver,
+        gpu.gpu,
+        gpu.launch_plan,
+        artifact.member_bytes,
+        plan.memory,
+        weights,
+        pages,
+        context,
+        plan.token_ids,
+    )
 
 
 def _settle_context(plan: RunPlan, context: int | None) -> int:

@@ -7,6 +7,7 @@ with llamac.load("model.llamac") as model:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import cached_property
 from types import TracebackType
@@ -25,14 +26,18 @@ from .images.model_images import ModelImages, load_all, model_images
 from .images.placed import PicturePrompt
 from .images.prompting import encode_with_places, hold_pictures, take_pictures, with_places
 from .kv import CachedSequence
+from .profile import Profile
 from .run_plan import CodeTarget, RunPlan
 from .sampler import SamplerOptions
 from .scheduler import Progress, run_together
 from .session import Session
+from .speculation.choice import Speculators
+from .speculation.draft import DraftModel, check_same_vocabulary
 from .text.tokenizer import TokenizerBase, load_tokenizer
 from .text.tokenizer_files import StoredFiles
 
 if TYPE_CHECKING:
+    from .device_gpu import GpuDevice
     from .text.chat import ChatTemplate
     from .text.tools.offered import Tool
     from .text.tools.parser import Event
@@ -48,6 +53,9 @@ class GenerateOptions(TypedDict, total=False):
     seed: the same seed gives the same ids. stop: end before any of these texts. stop_ids: end at these ids too.
     ignore_stop_ids: run on past the artifact's stop ids (for timing). logprobs: report log-probabilities of the
     drawn token and of this many most likely ones. echo: put the prompt's text before the new text.
+    speculate: "lookup" guesses the next tokens from the text itself, "draft" by the model's draft (what it does unless
+    told otherwise where it has one), "off" not. draft_tokens: the most guesses a step. lookup_ngram: the most tokens
+    that a lookup compares. Guessing changes how fast tokens come, not which (docs/speculation.md).
     """
 
     max_new_tokens: int | None
@@ -62,6 +70,9 @@ class GenerateOptions(TypedDict, total=False):
     ignore_stop_ids: bool
     logprobs: int | None
     echo: bool
+    speculate: str | None
+    draft_tokens: int | None
+    lookup_ngram: int | None
 
 
 _SAMPLING = tuple(row.name for row in fields(SamplerOptions))
@@ -125,7 +136,7 @@ class Model:
         artifact: Artifact,
         plan: RunPlan,
         target: CodeTarget,
-        device: CpuDevice,
+        device: CpuDevice | GpuDevice,
         context: int,
         load_seconds: float = 0.0,
     ) -> None:
@@ -140,6 +151,8 @@ class Model:
         self.session = Session(device, context, plan.token_ids)
         self._artifact = artifact
         self._device = device
+        self._draft: Model | None = None
+        self._speculators = Speculators()
 
     def __enter__(self) -> Model:
         return self
@@ -150,9 +163,23 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Stop the code's threads, free its memory and close the file."""
+        """Stop the code's threads, free its memory and close the file; its draft's too."""
+        if self._draft is not None:
+            self._draft.close()
         self._device.close()
         self._artifact.close()
+
+    def attach_draft(self, draft: Model) -> None:
+        """Let a smaller model guess tokens for this one from now on; it is closed with this one.
+
+        LLC0840 (and the draft is closed) unless both have the same vocabulary.
+        """
+        try:
+            check_same_vocabulary(self.manifest, draft.manifest)
+        except LlamacError:
+            draft.close()
+            raise
+        self._draft, self._speculators = draft, Speculators(draft.session)
 
     @cached_property
     def tokenizer(self) -> TokenizerBase:
@@ -186,6 +213,10 @@ class Model:
             for n, row in sorted(zip(layers, counts, strict=False), key=lambda pair: pair[0])
             if row.any()
         }
+
+    def profile(self) -> AbstractContextManager[Profile]:
+        """`with model.profile() as profile:` — where the time of the steps inside goes; read it after the block."""
+        return self._device.profiled()
 
     @cached_property
     def images(self) -> ModelImages:
@@ -324,7 +355,11 @@ class Model:
         tokenizer = None if self.manifest["tokenizer"] is None else self.tokenizer
         settled = self._settle(options, after_text)
         echo = self._echo(prompt, options)
-        return Continuation(encoded.ids, settled, tokenizer, self.context, echo, encoded.images)
+        ways = (options.get("speculate"), options.get("draft_tokens"), options.get("lookup_ngram"))
+        speculator = self._speculators.choose(*ways)
+        if encoded.images and isinstance(speculator, DraftModel):
+            speculator = None  # a draft knows nothing of the pictures
+        return Continuation(encoded.ids, settled, tokenizer, self.context, echo, encoded.images, speculator)
 
     def _settle(self, options: GenerateOptions, after_text: bool) -> GenerationOptions:
         """The options with the artifact's defaults below them."""

@@ -11,11 +11,13 @@ import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from llamac.errors import LlamacError
 
-ABI_VERSION = 2
+from .ranked import TopOutput
+
+ABI_VERSION = 3
 """The native interface this runtime speaks: `llamac_abi_version()` of every code member must answer it."""
 
 _POINTER, _U32, _U64, _INT = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int
@@ -54,6 +56,22 @@ class ImageInput(ctypes.Structure):
     ]
 
 
+class OpInfo(ctypes.Structure):
+    """`llamac_op`: what an op of the code is, and the work that a call of it does."""
+
+    _fields_: ClassVar = [
+        *((name, ctypes.c_char_p) for name in ("function", "kind", "name", "detail")),
+        *((name, _U64) for name in ("weight_bytes", "token_bytes", "key_bytes", "operations")),
+        *((name, _U32) for name in ("per", "unit", "cache", "experts", "chosen")),
+    ]
+
+
+class OpTimes(ctypes.Structure):
+    """`llamac_profile_row`: what an op took."""
+
+    _fields_: ClassVar = [("calls", _U64), ("nanoseconds", _U64), ("waited", _U64)]
+
+
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "llamac_abi_version": (_U32, []),
     "llamac_create": (
@@ -66,6 +84,15 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "llamac_status_text": (ctypes.c_char_p, [_INT]),
 }
 """Function -> (result, arguments) of the C interface; `docs/` has the header that says what each argument means."""
+
+_OPTIONAL: dict[str, tuple[type | None, list[type]]] = {
+    "llamac_ops": (_U32, [ctypes.POINTER(ctypes.POINTER(OpInfo))]),
+    "llamac_profile": (None, [_POINTER, _INT, ctypes.POINTER(OpTimes), _U32]),
+    "llamac_peak": (ctypes.c_double, [_POINTER, _U32]),
+    "llamac_pin": (_INT, [_POINTER, ctypes.POINTER(_U32)]),
+    "llamac_copy": (None, [_POINTER, _POINTER, _POINTER, _U64]),
+}
+"""The same for functions that running needs only when asked for what they do."""
 
 
 class NativeLibrary:
@@ -82,6 +109,7 @@ class NativeLibrary:
             function.restype, function.argtypes = result, arguments
         self._check_version()
         self.encode_image = self._encoder()
+        self.most_top, self.step_top = self._ranking()
         self.create = cast("Callable[..., int]", library.llamac_create)
         self.destroy = cast("Callable[..., None]", library.llamac_destroy)
         self.step = cast("Callable[..., int]", library.llamac_step)
@@ -93,6 +121,24 @@ class NativeLibrary:
         if function is not None:
             function.restype, function.argtypes = _INT, [_POINTER, ctypes.POINTER(ImageInput)]
         return cast("Callable[..., int] | None", function)
+
+    def _ranking(self) -> tuple[int, Callable[..., int] | None]:
+        """The longest list of best logits, and the step that ranks them; 0 and None for code that does not."""
+        function = getattr(self._library, "llamac_step_top", None)
+        if function is None:
+            return 0, None
+        function.restype, function.argtypes = _INT, [_POINTER, ctypes.POINTER(StepInput), ctypes.POINTER(TopOutput)]
+        most = self._library.llamac_most_top
+        most.restype, most.argtypes = _U32, []
+        return int(most()), cast("Callable[..., int]", function)
+
+    def optional(self, name: str) -> Callable[..., Any]:
+        """A function that not all code has; LLC0803 when this code has not."""
+        function = getattr(self._library, name, None)
+        if function is None:
+            raise LlamacError("LLC0803", self.where, f"the code has no function {name}", "compile it again")
+        function.restype, function.argtypes = _OPTIONAL[name]
+        return cast("Callable[..., Any]", function)
 
     def _check_version(self) -> None:
         found = self._library.llamac_abi_version()

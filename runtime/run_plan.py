@@ -70,6 +70,8 @@ class CodeTarget:
     requires: tuple[str, ...]
     code: str
     layout: str
+    fallback: str | None = None
+    """GPUs: the member with the launch plan of code that other GPUs of the kind can run too."""
 
     @property
     def architecture(self) -> str:
@@ -173,7 +175,8 @@ def _read_image(entry: Mapping[str, Any] | None) -> ImagePlan | None:
 
 
 def _read_target(row: Mapping[str, Any]) -> CodeTarget:
-    return CodeTarget(row["name"], row["kind"], row["triple"], tuple(row["requires"]), row["code"], row["layout"])
+    requires, fallback = tuple(row["requires"]), row.get("fallback")
+    return CodeTarget(row["name"], row["kind"], row["triple"], requires, row["code"], row["layout"], fallback)
 
 
 def _read_ids(key: str, ids: Iterable[int], vocab_size: int) -> frozenset[int]:

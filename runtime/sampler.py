@@ -77,9 +77,12 @@ class Sample(NamedTuple):
 
 
 class Sampler:
-    """Draws ids by `options`. Holds the random state of one sequence: `seed` and how many draws were made."""
+    """Draws ids by `options`. Holds the random state of one sequence: `seed` and how many draws were made.
 
-    def __init__(self, options: SamplerOptions) -> None:
+    Samplers of one seed and different `stream` draw independently.
+    """
+
+    def __init__(self, options: SamplerOptions, stream: int = 0) -> None:
         self.options = options
         self.seed = options.seed
         if options.temperature > 0:
@@ -88,14 +91,14 @@ class Sampler:
 
                 self.seed = secrets.randbits(64)
             # The raw stream of a bit generator is part of numpy's compatibility promise; Generator's methods are not.
-            self._stream = np.random.Philox(key=self.seed)
+            self._stream = np.random.Philox(key=self.seed + (stream << 64))
 
     def sample(self, logits: ArrayLike, history: Sequence[int] | NDArray[np.integer] = ()) -> Sample:
         """Choose an id from `logits` [V]; `history` is every id so far, prompt included (for the repetition penalty).
 
         Raises LLC0853 for logits that are no distribution (a NaN, +inf, or nothing finite).
         """
-        raw = _checked(logits)
+        raw = checked(logits)
         scores = penalize_repetition(raw, history, self.options.repetition_penalty)
         if self.options.temperature == 0:
             token_id = int(scores.argmax())
@@ -104,9 +107,17 @@ class Sampler:
             token_id = int(ids[self._draw(weights)])
         return Sample(token_id, float(raw[token_id]) - log_normalizer(raw))
 
+    def draw(self, ids: NDArray[np.int64], weights: NDArray[np.float64]) -> int:
+        """One of `ids` by its weight."""
+        return int(ids[self._draw(weights)])
+
+    def uniform(self) -> float:
+        """The next number of the stream, in [0, 1)."""
+        return (int(self._stream.random_raw()) >> 11) * 2.0**-53
+
     def _draw(self, weights: NDArray[np.float64]) -> int:
         cumulative = np.cumsum(weights)
-        uniform = (int(self._stream.random_raw()) >> 11) * 2.0**-53
+        uniform = self.uniform()
         place = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
         # Rounding can put the target on the total itself: then the last candidate of any weight is meant.
         return place if place < len(weights) else int(np.flatnonzero(weights)[-1])
@@ -133,17 +144,27 @@ def candidates(scores: Logits, options: SamplerOptions) -> tuple[NDArray[np.int6
         cut = np.partition(scores, len(scores) - options.top_k)[len(scores) - options.top_k]
         ids = np.flatnonzero(scores >= cut)  # as in transformers, ids tied with the k-th largest all stay
         scores = scores[ids]
-    # Relative to the peak a low temperature overflows only downwards, to a weight of zero.
-    with np.errstate(over="ignore"):
-        scaled = (scores - scores.max()) / np.float32(options.temperature)
+    scaled = relative(scores, options.temperature)
     if options.top_p < 1.0:
         kept = top_p_indices(scaled, options.top_p)
         ids, scaled = (kept if ids is None else ids[kept]), scaled[kept]
     if options.min_p > 0.0:
-        kept = np.flatnonzero(scaled >= math.log(options.min_p))
+        kept = min_p_indices(scaled, options.min_p)
         ids, scaled = (kept if ids is None else ids[kept]), scaled[kept]
     weights = np.exp(scaled, dtype=np.float64)
     return (np.arange(len(weights)) if ids is None else ids), weights
+
+
+def relative(scores: Logits, temperature: float) -> Logits:
+    """Scores below the largest, over the temperature: a low one overflows only downwards, to a weight of zero."""
+    with np.errstate(over="ignore"):
+        scaled: Logits = (scores - scores.max()) / np.float32(temperature)
+    return scaled
+
+
+def min_p_indices(scaled: Logits, min_p: float) -> NDArray[np.int64]:
+    """Places of the scores that are at least `min_p` times as likely as the largest, ascending."""
+    return np.flatnonzero(scaled >= math.log(min_p))
 
 
 def top_p_indices(scaled: Logits, top_p: float) -> NDArray[np.int64]:
@@ -161,7 +182,11 @@ def top_p_indices(scaled: Logits, top_p: float) -> NDArray[np.int64]:
         if mass[-1] >= wanted:
             break
     count = min(int(np.searchsorted(mass, wanted, side="left")) + 1, size)
-    cut = descending[count - 1]
+    return largest_indices(scaled, descending[count - 1], count)
+
+
+def largest_indices(scaled: Logits, cut: np.float32, count: int) -> NDArray[np.int64]:
+    """Places of the `count` largest scores, of which `cut` is the last, ascending; of equal ones the first stay."""
     kept = np.flatnonzero(scaled >= cut)
     surplus = len(kept) - count
     return kept if surplus == 0 else np.delete(kept, np.flatnonzero(scaled[kept] == cut)[-surplus:])
@@ -176,7 +201,7 @@ def log_normalizer(logits: Logits) -> float:
 
 def top_logprobs(logits: ArrayLike, count: int) -> list[Sample]:
     """The `count` most likely ids with their log-probabilities, most likely first, lower ids first among equals."""
-    raw = _checked(logits)
+    raw = checked(logits)
     count = min(count, len(raw))
     if count <= 0:
         return []
@@ -187,21 +212,22 @@ def top_logprobs(logits: ArrayLike, count: int) -> list[Sample]:
     return [Sample(int(i), float(raw[i]) - normalizer) for i in ids[order]]
 
 
-def _checked(logits: ArrayLike) -> Logits:
+def checked(logits: ArrayLike) -> Logits:
+    """One row of logits as float32; LLC0853 unless it is a distribution."""
     raw = np.ascontiguousarray(logits, dtype=np.float32)
     if raw.ndim != 1 or len(raw) == 0:
         raise LlamacError(
             "LLC0853", "logits", f"shape {raw.shape} is not one row", "this is a fault of the caller; report it"
         )
     if not math.isfinite(raw.max()):
-        raise _no_distribution("they hold a NaN, +inf, or nothing finite")
+        raise no_distribution()
     return raw
 
 
-def _no_distribution(reason: str) -> LlamacError:
-    return LlamacError(
-        "LLC0853", "logits", reason, "run `llamac verify` on the artifact; its weights or code are damaged"
-    )
+def no_distribution() -> LlamacError:
+    """What is wrong with logits whose largest is no finite number."""
+    reason, hint = "they hold a NaN, +inf, or nothing finite", "its weights or code are damaged"
+    return LlamacError("LLC0853", "logits", reason, f"run `llamac verify` on the artifact; {hint}")
 
 
 def _is_integer(value: object) -> bool:

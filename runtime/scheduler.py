@@ -1,4 +1,5 @@
-"""Runs generations together: every step carries one token of each running text and fills up with waiting prompts.
+"""Runs generations together: every step carries the last token of each running text, with guesses of the next ones
+where a speculator makes some, and fills up with waiting prompts.
 
 A request is admitted when the pages for its longest possible text are free, so a text that has begun never runs out of
 memory; the others wait their turn. Results do not depend on what else runs.
@@ -8,14 +9,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from .device_cpu import Float32s
 from .generation import Continuation, Generation
+from .greedy_ahead import greedy_ids, most_rows_ahead
 from .kv import CachedSequence
+from .ranked_sampler import WHOLE_ROW, Need
+from .row_results import RowResults
 from .session import Feed, Session
+from .speculation.proposal import NOTHING, Guesser, Proposal, Speculator, Wish
+from .step_row import StepRow
 
 
 @dataclass(frozen=True)
@@ -28,17 +32,53 @@ class Progress:
 
 
 class _Running:
-    """A request in the cache: `pending` are the ids to feed before its next token can be drawn."""
+    """A request in the cache: `pending` are the ids to feed before its next token can be drawn.
 
-    def __init__(self, request: int, continuation: Continuation, sequence: CachedSequence, kept: bool) -> None:
+    guesser: its state in its speculator; `proposal` are the guesses to feed behind `pending`, None until they are made.
+    """
+
+    def __init__(
+        self,
+        request: int,
+        continuation: Continuation,
+        sequence: CachedSequence,
+        kept: bool,
+        guesser: Guesser | None,
+    ) -> None:
         self.request = request
         self.continuation = continuation
         self.sequence = sequence
         self.kept = kept
+        self.guesser = guesser
         self.pending: Sequence[int] = continuation.prompt_ids[len(sequence) :]
+        self.proposal: Proposal | None = NOTHING
+
+    @property
+    def room(self) -> int:
+        """How many guesses the text could still take: each is fed, and what is drawn last never is."""
+        return self.continuation.most_tokens - len(self.sequence) - len(self.pending)
+
+    def need(self, most_top: int) -> Need:
+        """What of its rows the choice of its tokens needs, where `most_top` best logits of them can be had."""
+        if self.proposal is not None and self.proposal.drawn_from:
+            return WHOLE_ROW
+        need = self.continuation.need(most_top)
+        # To go back before the last token can mean to go back before a picture.
+        return replace(need, whole_row=True) if need.count > 1 and self.continuation.images else need
+
+    def settle(self, start: int, accepted: int) -> None:
+        """Of the step that began at position `start` the pending token and `accepted` guesses stay in the cache."""
+        self.sequence.truncate(start + 1 + accepted)
+        assert self.guesser is not None and self.proposal is not None
+        drafted = len(self.proposal.ids)
+        self.continuation.count(drafted, accepted)
+        self.guesser.learn(drafted, accepted, len(self.sequence))
+        self.proposal = None
 
     def release(self) -> None:
         """Give pages back: all of them, or for a kept sequence those beyond its last token."""
+        if self.guesser is not None:
+            self.guesser.close()
         if self.kept:
             self.sequence.trim()
         else:
@@ -55,12 +95,16 @@ def run_together(
     """
     waiting = deque(enumerate(continuations))
     running: deque[_Running] = deque()
-    rows = np.empty((min(len(continuations), session.max_step_tokens), session.device.vocab_size), np.float32)
+    results = RowResults(session)
     try:
         while waiting or running:
             _admit(session, waiting, running, kept)
-            served = _step(session, running, rows)
-            yield from _accept(served, rows, running)
+            if not waiting and _can_run_ahead(session, running):
+                yield from _run_ahead(session, running)
+                continue
+            _propose(session, running)
+            for row, start in _step(session, running, results):
+                yield from _accept(row, results.take(row.sequence, start), start, running)
     finally:
         for row in running:
             row.release()
@@ -80,43 +124,111 @@ def _admit(
         missing = sequence.missing_pages(continuation.most_tokens, continuation.vision_tokens)
         if running and any(n > pool.free_pages for n, pool in zip(missing, session.pools, strict=True)):
             return
-        sequence.reserve(continuation.most_tokens, continuation.vision_tokens)
-        row = _Running(request, continuation, sequence, kept is not None)
+        speculator, guesser = continuation.speculator, None
+        if speculator is not None:
+            guesser = speculator.begin(continuation, may_wait=len(running) > 0)
+            if guesser is None:
+                return
+        try:
+            sequence.reserve(continuation.most_tokens, continuation.vision_tokens)
+        except BaseException:
+            if guesser is not None:
+                guesser.close()
+            raise
+        row = _Running(request, continuation, sequence, kept is not None, guesser)
         running.append(row)
         waiting.popleft()
         session.place(sequence, continuation.images[len(sequence.images.placed) :])
 
 
-def _step(session: Session, running: deque[_Running], rows: Float32s) -> list[_Running]:
-    """One step over as much as fits; the requests whose next token can be drawn, in the order of `rows`.
+def _can_run_ahead(session: Session, running: deque[_Running]) -> bool:
+    """Whether all texts are being written, each with the best token every time, and the device finds that itself."""
+    return len(running) <= most_rows_ahead(session) and all(
+        len(row.pending) == 1 and row.guesser is None and row.continuation.takes_best for row in running
+    )
 
-    Texts being written come before prompts being read; who was served goes to the end of the queue.
+
+def _run_ahead(session: Session, running: deque[_Running]) -> Iterator[Progress]:
+    """Write all texts until one of them ends."""
+    rows = list(running)
+    steps = min(row.continuation.most_tokens - len(row.sequence) for row in rows)
+    with closing(greedy_ids(session, [r.sequence for r in rows], [r.pending[0] for r in rows], steps)) as found:
+        for ids in found:
+            for row, token_id in zip(rows, ids, strict=True):
+                yield from _go_on(row, row.continuation.accept_id(token_id), running)
+            if len(running) < len(rows):
+                return
+
+
+def _propose(session: Session, running: deque[_Running]) -> None:
+    """Have guesses made for every text that is being written and has none."""
+    wishes: dict[int, tuple[Speculator, list[tuple[_Running, Wish]]]] = {}
+    for row in running:
+        speculator, guesser = row.continuation.speculator, row.guesser
+        if row.proposal is not None or speculator is None or guesser is None:
+            continue
+        count = min(guesser.length(), row.room, session.max_step_tokens - 1)
+        row.proposal = NOTHING
+        if count > 0:
+            ids = [*row.continuation.prompt_ids, *row.continuation.token_ids]
+            wishes.setdefault(id(speculator), (speculator, []))[1].append((row, Wish(guesser, ids, count)))
+    for speculator, rows in wishes.values():
+        for (row, _), proposal in zip(rows, speculator.propose([wish for _, wish in rows]), strict=True):
+            row.proposal = proposal
+
+
+def _step(session: Session, running: deque[_Running], results: RowResults) -> list[tuple[_Running, int]]:
+    """One step over as much as fits; the requests whose next token can be drawn, and the positions their rows begin at.
+
+    Texts being written come before prompts being read; who was served goes to the end of the queue. Guesses are never
+    cut to fit, so that what comes out does not depend on the company: they wait for the next step.
     """
     room = session.max_step_tokens
     feeds: list[Feed] = []
-    served: list[_Running] = []
+    served: list[tuple[_Running, int]] = []
     for row in sorted(running, key=lambda row: len(row.pending) > 1):
-        part = row.pending[:room]
-        if not part:
+        guesses = row.proposal.ids if row.proposal is not None else ()
+        if not room:
             break
+        if len(guesses) >= room:
+            continue
+        part = [*row.pending[:room], *guesses]
         room -= len(part)
-        row.pending = row.pending[len(part) :]
-        feeds.append(Feed(row.sequence, part, "none" if row.pending else "last"))
+        row.pending = row.pending[len(part) - len(guesses) :]
+        feeds.append(Feed(row.sequence, part, "none" if row.pending else "all" if guesses else "last"))
         if not row.pending:
-            served.append(row)
-    session.step(feeds, rows[: len(served)])
+            served.append((row, len(row.sequence) + len(part) - 1 - len(guesses)))
+    results.step(feeds, [row.need(session.most_top) for row, _ in served])
     return served
 
 
-def _accept(served: list[_Running], rows: Float32s, running: deque[_Running]) -> Iterator[Progress]:
-    for row, logits in zip(served, rows, strict=False):
-        text = row.continuation.accept(logits)
-        row.pending = row.continuation.token_ids[-1:]
-        running.remove(row)
-        if row.continuation.stop_reason is None:
-            running.append(row)
+def _accept(row: _Running, rows: Iterator[StepRow], start: int, running: deque[_Running]) -> Iterator[Progress]:
+    """Draw tokens from the rows as far as the guesses behind them were right."""
+    continuation, proposal = row.continuation, row.proposal or NOTHING
+    text, accepted = "", 0
+    for step_row in rows:
+        guess = proposal.ids[accepted] if accepted < len(proposal.ids) else None
+        if guess is not None and proposal.drawn_from:
+            text += continuation.verify(step_row, guess, proposal.drawn_from[accepted])
         else:
-            row.release()
-        outcome = None if row.continuation.stop_reason is None else row.continuation.result()
-        if text or outcome is not None:
-            yield Progress(row.request, text, outcome)
+            text += continuation.accept_row(step_row)
+        if continuation.stop_reason is not None or continuation.token_ids[-1] != guess:
+            break
+        accepted += 1
+    if row.guesser is not None:
+        row.settle(start, accepted)
+    yield from _go_on(row, text, running)
+
+
+def _go_on(row: _Running, text: str, running: deque[_Running]) -> Iterator[Progress]:
+    """A text has got tokens: to the end of the queue with it, or out of it."""
+    continuation = row.continuation
+    row.pending = continuation.token_ids[-1:]
+    running.remove(row)
+    if continuation.stop_reason is None:
+        running.append(row)
+    else:
+        row.release()
+    outcome = None if continuation.stop_reason is None else continuation.result()
+    if text or outcome is not None:
+        yield Progress(row.request, text, outcome)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from .device_cpu import Float32s, Int32s
 from .images.placed import PromptImage
 from .kv import CachedSequence, make_pools
 from .pictures import encode, pictures_of
+from .ranked import RankedRows
 from .run_plan import MemoryPlan
 from .step_pictures import StepPictures
 
@@ -50,6 +51,28 @@ class StepDevice(Protocol):
         """Run one ragged step and fill `logits`."""
 
 
+@runtime_checkable
+class RankingDevice(Protocol):
+    """A device that can also rank the logits of a step while it computes them."""
+
+    @property
+    def most_top(self) -> int:
+        """The longest list of best logits that a step ranks; 0: this model's code ranks none."""
+
+    def step(
+        self,
+        token_ids: Int32s,
+        positions: Int32s,
+        sequence_of_token: Int32s,
+        page_tables: Int32s,
+        logit_rows: Int32s,
+        logits: Float32s | None,
+        pictures: StepPictures | None = None,
+        ranked: RankedRows | None = None,
+    ) -> None:
+        """Run one ragged step, fill `ranked`, and `logits` when given."""
+
+
 @dataclass(frozen=True)
 class Feed:
     """Tokens to append to one sequence in a step, and which of their rows get logits.
@@ -75,6 +98,11 @@ class Session:
     def max_step_tokens(self) -> int:
         """The most tokens that one step takes, over all its sequences."""
         return self.device.plan.max_step_tokens
+
+    @property
+    def most_top(self) -> int:
+        """The longest list of best logits that `step_ranked` gives; 0: it cannot be used."""
+        return self.device.most_top if isinstance(self.device, RankingDevice) else 0
 
     def open(self) -> CachedSequence:
         """A new, empty sequence; `close` it to give its pages back."""
@@ -116,6 +144,20 @@ class Session:
         [R, vocab] array to fill. Pages are taken as needed (LLC0808 when there are none left); a step that fails
         leaves every sequence where it was.
         """
+        logits = np.empty((wanted_rows(feeds), self.device.vocab_size), np.float32) if out is None else out
+        self._step(feeds, logits, None)
+        return logits
+
+    def step_ranked(self, feeds: Sequence[Feed], ranked: RankedRows, out: Float32s | None = None) -> RankedRows:
+        """As `step`, for the best logits of the wanted rows, and their sums when `ranked` has room for them.
+
+        Each list holds as many as `ranked` has room for, at most `most_top`. The logits themselves are written
+        only to `out`, when it is given.
+        """
+        self._step(feeds, out, ranked)
+        return ranked
+
+    def _step(self, feeds: Sequence[Feed], logits: Float32s | None, ranked: RankedRows | None) -> None:
         counts = [len(feed.ids) for feed in feeds]
         total = sum(counts)
         if not 0 < total <= self.max_step_tokens:
@@ -127,21 +169,31 @@ class Session:
         for feed in feeds:
             feed.sequence.cover(len(feed.sequence) + len(feed.ids))
         rows = _logit_rows(feeds, counts)
-        logits = np.empty((rows.size, self.device.vocab_size), np.float32) if out is None else out
         arguments = (
             np.fromiter((token for feed in feeds for token in feed.ids), np.int32, total),
             np.concatenate([_positions(feed) for feed in feeds]),
             np.repeat(np.arange(len(feeds), dtype=np.int32), counts),
-            _page_tables(feeds),
+            page_tables(feeds),
             rows,
-            logits,
         )
-        pictures = pictures_of([(feed.sequence, len(feed.ids)) for feed in feeds])
-        self.device.step(*arguments) if pictures is None else self.device.step(*arguments, pictures)
+        self._run(arguments, pictures_of([(feed.sequence, len(feed.ids)) for feed in feeds]), logits, ranked)
         for feed in feeds:
             feed.sequence.ids.extend(feed.ids)
             feed.sequence.images.fed(len(feed.sequence))
-        return logits
+
+    def _run(
+        self,
+        rows: tuple[Int32s, Int32s, Int32s, Int32s, Int32s],
+        pictures: StepPictures | None,
+        logits: Float32s | None,
+        ranked: RankedRows | None,
+    ) -> None:
+        if ranked is not None:
+            assert isinstance(self.device, RankingDevice)
+            self.device.step(*rows, logits, pictures, ranked)
+            return
+        assert logits is not None
+        self.device.step(*rows, logits) if pictures is None else self.device.step(*rows, logits, pictures)
 
     def prefill(self, sequence: CachedSequence, ids: Sequence[int]) -> Float32s:
         """Append `ids` in steps of at most `max_step_tokens`; the logits of the last one, [vocab]."""
@@ -167,12 +219,17 @@ class Session:
         return logits
 
 
+def wanted_rows(feeds: Sequence[Feed]) -> int:
+    """How many rows of a step get logits."""
+    return sum(len(f.ids) if f.rows == "all" else f.rows == "last" and len(f.ids) > 0 for f in feeds)
+
+
 def _positions(feed: Feed) -> Int32s:
     start = len(feed.sequence)
     return np.arange(start, start + len(feed.ids), dtype=np.int32)
 
 
-def _page_tables(feeds: Sequence[Feed]) -> Int32s:
+def page_tables(feeds: Sequence[Feed]) -> Int32s:
     """[caches, sequences, pages of the longest], -1 where a sequence has no page."""
     owned = [[table.pages for table in feed.sequence.tables] for feed in feeds]
     longest = max(len(pages) for row in owned for pages in row)

@@ -166,7 +166,7 @@ def _compile(output: Path, abi_version: int) -> bytes:
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     """The maker of toy artifacts."""
     folder = tmp_path_factory.mktemp("toy")
-    return Toy(folder, _compile(folder / "toy.so", 2))
+    return Toy(folder, _compile(folder / "toy.so", 3))
 
 
 @pytest.fixture(scope="session")

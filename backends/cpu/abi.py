@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 from llamac.ir.types import CacheType
 
 from .example import EXAMPLE
+from .head_abi import TOP_HEADER
 from .image_abi import IMAGE_STRUCT
+from .memory_abi import HEADER as MEMORY_HEADER
+from .profile_abi import HEADER as PROFILE_HEADER
 
 if TYPE_CHECKING:
     from .codegen import Limits
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 
 def banner(title: str) -> str:
@@ -60,16 +63,23 @@ typedef struct {{
   uint8_t *arena;
   llamac_kv_memory kv[CACHES];
   uint64_t expert_counts[EXPERT_LAYERS * EXPERTS + 1]; /* rows that each expert of each layer got so far */
+  llamac_head_memory head;
+  int is_profiled;
+  llamac_profile_state profile;
+  llamac_profile_row profile_rows[OPS + 1];
 }} model_state;
 
 typedef struct {{
   const uint8_t *weights;
   uint8_t *arena;
   const llamac_kv_memory *kv;
+  llamac_profile_state *profile; /* NULL: off */
   uint64_t *expert_counts;
   uint32_t tokens, logit_count, sequences, pages_per_sequence;
   const int32_t *token_ids, *positions, *sequence_of_token, *page_tables, *logit_rows;
   float *logits;
+  llamac_best best; /* what llamac_step_top hands out */
+  llamac_head_memory head;
   const int32_t *image_rows;
   const float *image_embeddings;
   uint32_t image_count;
@@ -82,11 +92,6 @@ static inline llamac_kv cache_of(const step_args *s, size_t cache)
   return (llamac_kv){{s->kv[cache].base, PAGE_BYTES[cache], s->page_tables + cache * table, s->pages_per_sequence}};
 }}
 """
-
-
-def trace() -> str:
-    """What a tracing build adds: a callback that gets every intermediate value, from one thread."""
-    return _TRACE
 
 
 def exports() -> str:
@@ -124,25 +129,6 @@ typedef struct {
 } llamac_step_input;
 """
 
-_TRACE = """
-enum { NO_LAYER = UINT32_MAX };
-typedef void llamac_trace_function(const char *graph, uint32_t op, uint32_t result, uint32_t layer, const void *values,
-    uint64_t stride);
-static llamac_trace_function *trace_function;
-
-/* Called with every result of every op: its place in the graph, and where its rows lie, `stride` elements apart. */
-__attribute__((visibility("default"))) void llamac_set_trace(llamac_trace_function *function)
-{
-  trace_function = function;
-}
-
-static void llamac_trace(const llamac_thread *th, const char *graph, uint32_t op, uint32_t result, uint32_t layer,
-    const void *values, uint64_t stride)
-{
-  if (th->id == 0 && trace_function != NULL) trace_function(graph, op, result, layer, values, stride);
-}
-"""
-
 _EXPORTS = """
 #define EXPORT __attribute__((visibility("default")))
 
@@ -159,9 +145,12 @@ static const char *const status_texts[] = {
     "an image row is outside the image embeddings, or the model takes none",
     "a range of vision tokens is outside their pages, or the model takes none",
     "a picture has no tiles, or not as many as its shape",
+    "more of the best logits are wanted than the code ranks, or none, or a temperature is missing",
+    "a thread cannot be kept on the processor named for it",
+    "the system does not let this process use the processor's matrix tiles (AMX)",
 };
 
-EXPORT uint32_t llamac_abi_version(void) { return 2; }
+EXPORT uint32_t llamac_abi_version(void) { return 3; }
 
 EXPORT const char *llamac_status_text(int status)
 {
@@ -180,17 +169,27 @@ EXPORT int llamac_create(void **out, const uint8_t *weights, uint64_t weights_by
     if (kv[c].pages == 0 || kv[c].pages > INT32_MAX || kv[c].bytes / PAGE_BYTES[c] < kv[c].pages ||
         (uintptr_t)kv[c].base % 64)
       return 7;
+  if (!llamac_tiles_allowed()) return 14;
   model_state *m = malloc(sizeof *m);
   if (m == NULL) return 8;
+  if (!llamac_head_create(&m->head, threads, VOCABULARY)) {
+    free(m);
+    return 8;
+  }
   m->pool = llamac_pool_create(threads);
   m->weights = weights;
   m->arena = arena;
   memcpy(m->kv, kv, sizeof m->kv);
   memset(m->expert_counts, 0, sizeof m->expert_counts);
+  memset(m->profile_rows, 0, sizeof m->profile_rows);
+  m->profile = (llamac_profile_state){.rows = m->profile_rows};
+  m->is_profiled = 0;
   if (m->pool == NULL) {
+    free(m->head.rankings);
     free(m);
     return 8;
   }
+  llamac_pool_adapt(m->pool);
   *out = m;
   return 0;
 }
@@ -199,6 +198,7 @@ EXPORT void llamac_destroy(void *model)
 {
   if (model == NULL) return;
   llamac_pool_destroy(((model_state *)model)->pool);
+  free(((model_state *)model)->head.rankings);
   free(model);
 }
 
@@ -278,13 +278,15 @@ EXPORT uint64_t llamac_expert_counts(void *model, uint64_t *counts, uint64_t cap
   return count;
 }
 
-EXPORT int llamac_step(void *model, const llamac_step_input *in)
+/* Checks the input and runs `function`, one of the steps. */
+static int run_step(model_state *m, const llamac_step_input *in, llamac_best best,
+    void (*function)(const llamac_thread *, void *))
 {
-  model_state *m = model;
   step_args s = {
       .weights = m->weights,
       .arena = m->arena,
       .kv = m->kv,
+      .profile = m->is_profiled ? &m->profile : NULL,
       .expert_counts = m->expert_counts,
       .tokens = in->tokens,
       .logit_count = in->logit_count,
@@ -296,6 +298,8 @@ EXPORT int llamac_step(void *model, const llamac_step_input *in)
       .page_tables = in->page_tables,
       .logit_rows = in->logit_rows,
       .logits = in->logits,
+      .best = best,
+      .head = m->head,
       .image_rows = in->image_rows,
       .image_embeddings = in->image_embeddings,
       .image_count = in->image_count,
@@ -303,8 +307,13 @@ EXPORT int llamac_step(void *model, const llamac_step_input *in)
       .vision_stop = in->vision_stop,
   };
   const int status = check(m, &s);
-  if (status == 0) llamac_pool_run(m->pool, step, &s);
+  if (status == 0) llamac_profiled_run(m->pool, s.profile, function, &s);
   return status;
+}
+
+EXPORT int llamac_step(void *model, const llamac_step_input *in)
+{
+  return run_step(model, in, (llamac_best){0}, step);
 }
 """
 
@@ -341,6 +350,7 @@ void llamac_destroy(void *model);
    tokens in the cache of kind "cross" each row sees, start..stop - 1, none where start >= stop (NULL: nowhere any). */
 int llamac_step(void *model, const llamac_step_input *input);
 
+{TOP_HEADER}
 {IMAGE_STRUCT}
 /* Encodes one picture; only models with an image encoder have this function. pixels: [tiles][3][height][width],
    normalized. Where each tile is encoded by itself ("image": "joint" is false in the manifest), embeddings becomes the
@@ -355,8 +365,10 @@ int llamac_encode_image(void *model, const llamac_image_input *input);
    when `capacity` is enough for all. Layers in the order of the manifest's "memory": "caches", then experts. */
 uint64_t llamac_expert_counts(void *model, uint64_t *counts, uint64_t capacity);
 
+{PROFILE_HEADER}
+{MEMORY_HEADER}
 /* 0 ok, 1 token id, 2 page, 3 position, 4 too many tokens, 5 logit row, 6 sequence, 7 sizes at create, 8 threads,
-   9 image row, 10 vision tokens, 11 picture. */
+   9 image row, 10 vision tokens, 11 picture, 12 best logits, 13 processor. */
 const char *llamac_status_text(int status);
 
 #ifdef __cplusplus

@@ -82,8 +82,7 @@ class AttentionEmitters(Frame):
         q, out, layer = self.place(op.operands[0]), self.output(op), op.attributes["layer"]
         region = self._region(op.operands[1].cache)
         if self.hazards.conflicts([region], []):
-            self.lines.append("  llamac_barrier(th);")
-            self.hazards.clear()
+            self.barrier()
         self.call(
             f"{self.generator.attention(op)}(th, s, {out.pointer}, {out.stride}, {q.pointer}, {q.stride}, {layer});",
             [op.operands[0]],

@@ -15,11 +15,12 @@ from llamac.ir.kv_groups import kv_groups
 from llamac.ir.layouts import format_of
 from llamac.ir.types import CacheType
 
-from . import abi
+from . import abi, head_abi, memory_abi, profile_abi, trace_abi
 from .emitters import FunctionEmitter
 from .encoder_emitters import attention_function, biased_function
 from .image_abi import image_declarations, image_exports
 from .literals import C_TYPES, c_float, c_format
+from .op_table import ProfiledOp
 from .toolchain import kernel_source
 
 LARGEST_HEAD = 256
@@ -66,6 +67,7 @@ class Generator:
     trace: bool = False
     image: Module | None = None
     kernels: dict[str, str] = field(default_factory=dict)
+    profiled: list[ProfiledOp] = field(default_factory=list)
 
     def run(self) -> str:
         self.caches = [g.type for g in kv_groups(self.module.step)]
@@ -81,15 +83,19 @@ class Generator:
         parts = [
             abi.banner(self.title),
             kernel_source(),
+            profile_abi.table(self.profiled),
             abi.declarations(self.limits, self.caches, self.experts(), self.token_ids(), self.merged_width()),
             *([image_declarations(self.image)] if self.image is not None else []),
-            *([abi.trace()] if self.trace else []),
+            *([trace_abi.declarations()] if self.trace else []),
             "/* Kernels of this model: shapes and formats are constants, so the compiler specializes each. */\n",
             *self.kernels.values(),
             *bodies,
             step,
             *encoder,
             abi.exports(),
+            head_abi.exports(self.most_top()),
+            profile_abi.exports(),
+            memory_abi.exports(),
             *([image_exports(self.image)] if self.image is not None else []),
         ]
         return "\n".join(parts)
@@ -120,6 +126,11 @@ class Generator:
         graphs = sorted(image.graphs.values(), key=lambda graph: graph is image.main)
         return [self.function(graph, image) for graph in graphs]
 
+    def most_top(self) -> int:
+        """How many of a row's best logits the ranking head gives at most; 0 without such a head."""
+        counts = [op.attributes["count"] for _, op in self.module.ops() if op.opcode in ("head_dense", "head_grouped")]
+        return max((count for count in counts if isinstance(count, int)), default=0)
+
     def offset(self, weight: Weight) -> int:
         if not hasattr(self, "_offsets"):
             self._offsets = {p.weight: p.offset for p in self.placed}
@@ -138,6 +149,23 @@ class Generator:
                 f"uint32_t rows,\n    const uint8_t *w, const float *residual)\n{{\n"
                 f"  {call}(th, y, ldy, {given}, rows, w, {rows}, {columns}, {c_format(fmt)}, residual);\n}}\n"
             )
+        return name
+
+    def gated_linear(self, op: Op, out_group: int = 0) -> str:
+        """The function for gate, up and their activation; `out_group` is the group of the weight that follows."""
+        fmt, rows, columns = format_of(str(op.attributes["format"])), op.attributes["rows"], op.attributes["columns"]
+        assert isinstance(rows, int)
+        name = f"gated_{fmt.name}_{rows // 2}x{columns}" + (f"_g{out_group}" if out_group else "")
+        if fmt.is_dense:
+            given, call, passed = "float *y, size_t ldy, const float *x, size_t ldx", "dense", "y, ldy, x, ldx"
+        else:
+            given, call, passed = "llamac_quantized y, llamac_quantized x", "grouped", "y, x"
+        last = "" if fmt.is_dense else f", {out_group}"
+        self.kernels[name] = (
+            f"static __attribute__((noinline)) void {name}(const llamac_thread *th, {given},\n"
+            f"    uint32_t rows, const uint8_t *w)\n{{\n"
+            f"  llamac_gated_{call}(th, {passed}, rows, w, {rows // 2}, {columns}, {c_format(fmt)}{last});\n}}\n"
+        )
         return name
 
     def linear_biased(self, op: Op) -> str:

@@ -9,12 +9,13 @@ from llamac.ir.layouts import format_of
 
 from .frame import Place
 from .hazards import Hazards, Region
+from .head_emitters import HeadEmitters
 from .literals import c_float, c_format
 from .routing_emitters import RoutingEmitters
 from .tile_emitters import TileEmitters
 
 
-class FunctionEmitter(TileEmitters, RoutingEmitters):
+class FunctionEmitter(TileEmitters, RoutingEmitters, HeadEmitters):
     """A C function, op by op."""
 
     def emit_embed_rows(self, op: Op) -> None:
@@ -94,6 +95,25 @@ class FunctionEmitter(TileEmitters, RoutingEmitters):
             f"{self.weight(weight)}, {added});",
             [*reads, *residual],
             [out],
+        )
+
+    def emit_gated_linear_dense(self, op: Op) -> None:
+        x, out = self.place(op.operands[0]), self.output(op)
+        self.call(
+            f"{self.generator.gated_linear(op)}(th, {out.pointer}, {out.stride}, {x.pointer}, {x.stride}, "
+            f"{self.rows(op.result)}, {self.weight(op.operands[1])});",
+            [op.operands[0]],
+            [out],
+        )
+
+    def emit_gated_linear_grouped(self, op: Op) -> None:
+        *x, weight = op.operands
+        outs = [self.output(op, i) for i in range(3)]
+        self.call(
+            f"{self.generator.gated_linear(op, self._group(op.results[0]))}(th, {self.quantized(outs)}, "
+            f"{self.quantized([self.place(v) for v in x])}, {self.rows(op.results[0])}, {self.weight(weight)});",
+            list(x),
+            outs,
         )
 
     def emit_concat(self, op: Op) -> None:
@@ -179,7 +199,7 @@ class FunctionEmitter(TileEmitters, RoutingEmitters):
         layer = op.attributes["layer"]
         seen = "if (s->vision_start) " if only_adds_what_is_seen(callee) and not self.generator.trace else ""
         self.lines += [
-            "  llamac_barrier(th);",
+            "  llamac_op_barrier(th, s->profile);",
             f"  {seen}{{ static const uint64_t w[] = {{{offsets}}};",
             f"    {callee.name}(th, s, {layer}, w, {hidden.pointer}{extra}); }}",
         ]

@@ -11,9 +11,10 @@ from llamac.ir.dims import Dim, evaluate
 from llamac.ir.dtypes import F32
 from llamac.ir.graph import Graph, Module, Op, Value, Weight
 from llamac.ir.printer import print_op
-from llamac.ir.types import TensorType
+from llamac.ir.types import CacheType, TensorType
 
 from .hazards import Hazards, Region
+from .op_table import describe
 
 if TYPE_CHECKING:
     from .codegen import Generator
@@ -45,13 +46,15 @@ class Frame:
 
     def run(self) -> str:
         """The text of the whole function."""
-        self.is_main = self.graph is self.module.main
+        self.is_main = self.graph in self.module.entries
         self.strips = strips(self.graph)
         self.weights = [a for a in self.graph.arguments if not self.is_main and self._is_weight(a)]
         self.graph.rename_values()
         for index, op in enumerate(self.graph.ops):
+            before = len(self.lines)
             self.lines.append(f"  /* {comment(op)} */")
             getattr(self, f"emit_{op.opcode}", self._unknown)(op)
+            self._profile(op, self.lines[before:])
             if self.generator.trace and op.opcode != "call" and self.arguments == "step_args":
                 self._trace(index, op)
         return "\n".join([*self._head(), *self.lines, "}", ""])
@@ -66,6 +69,20 @@ class Frame:
             if isinstance(value.type, TensorType)
         ]
         self.lines += ["  llamac_barrier(th);", *calls, "  llamac_barrier(th);"]
+
+    def _profile(self, op: Op, lines: list[str]) -> None:
+        """Take the time after an op that has code of its own, and describe it for whoever reads the times."""
+        if op.opcode == "call" or not any("(th, " in line for line in lines):
+            return
+        caches = [v.type for v in op.operands if isinstance(v.type, CacheType)]
+        cache = self.generator.group(caches[0]) if caches and self.arguments == "step_args" else 0
+        self.lines.append(f"  llamac_op_done(th, s->profile, {len(self.generator.profiled)});")
+        self.generator.profiled.append(describe(self.graph, op, self.weights, cache))
+
+    def barrier(self) -> None:
+        """Everything before this has happened, on every thread."""
+        self.lines.append("  llamac_op_barrier(th, s->profile);")
+        self.hazards.clear()
 
     def _unknown(self, op: Op) -> None:
         raise LlamacError("LLC0605", op.location, f"the CPU backend has no code for {op.opcode}")
@@ -194,8 +211,7 @@ class Frame:
         read = [r for v in reads if (r := self.place(v).region) is not None]
         written = [p.region for p in writes if p.region is not None]
         if self.hazards.conflicts(read, [*written, *extra]):
-            self.lines.append("  llamac_barrier(th);")
-            self.hazards.clear()
+            self.barrier()
         self.hazards.add(read, [*written, *extra])
         self.lines.append(f"  {text}")
 

@@ -82,6 +82,7 @@ typedef struct {
 _ARGUMENTS = """typedef struct {
   const uint8_t *weights;
   uint8_t *arena;
+  llamac_profile_state *profile; /* NULL: off */
   const float *pixels;
   float *embeddings;
   uint32_t vision_tokens;
@@ -93,16 +94,17 @@ _ARGUMENTS = """typedef struct {
 _TILES = """
 EXPORT int llamac_encode_image(void *model, const llamac_image_input *in)
 {
-  const model_state *m = model;
+  model_state *m = model;
   if (in->tiles == 0 || in->pixels == NULL || in->embeddings == NULL) return 11;
   for (size_t tile = 0; tile < in->tiles; tile++) {
     image_args s = {
         .weights = m->weights,
         .arena = m->arena,
+        .profile = m->is_profiled ? &m->profile : NULL,
         .pixels = in->pixels + tile * PIXELS,
         .embeddings = in->embeddings + tile * EMBEDDINGS,
     };
-    llamac_pool_run(m->pool, encode_image, &s);
+    llamac_profiled_run(m->pool, s.profile, encode_image, &s);
   }
   return 0;
 }
@@ -122,7 +124,7 @@ static int has_image_pages(const model_state *m, const llamac_image_input *in, u
 
 EXPORT int llamac_encode_image(void *model, const llamac_image_input *in)
 {
-  const model_state *m = model;
+  model_state *m = model;
   if (in->pixels == NULL || in->aspect_ratio == 0 || in->aspect_ratio >= SHAPES) return 11;
   if (in->tiles != TILES_OF_SHAPE[in->aspect_ratio]) return 11;
   const uint32_t tokens = in->tiles * TILE_TOKENS;
@@ -133,13 +135,14 @@ EXPORT int llamac_encode_image(void *model, const llamac_image_input *in)
   image_args s = {
       .weights = m->weights,
       .arena = m->arena,
+      .profile = m->is_profiled ? &m->profile : NULL,
       .pixels = in->pixels,
       .vision_tokens = tokens,
       .aspect_ratio = &aspect_ratio,
       .positions = positions,
       .cross = {m->kv[CROSS].base, PAGE_BYTES[CROSS], in->pages, in->page_count},
   };
-  llamac_pool_run(m->pool, encode_image, &s);
+  llamac_profiled_run(m->pool, s.profile, encode_image, &s);
   return 0;
 }
 """

@@ -28,19 +28,29 @@ BASE_FLAGS: tuple[str, ...] = (
 LINK_FLAGS: tuple[str, ...] = ("-shared", "-s", "-Wl,--build-id=none", "-lpthread", "-lm")
 CPU_FLAGS: dict[str, tuple[str, ...]] = {
     "x86_64_v4": ("-mprefer-vector-width=512",),
-    "znver4": ("-mprefer-vector-width=512",),
-    "znver5": ("-mprefer-vector-width=512",),
+    "znver4": ("-mprefer-vector-width=512", "-mno-sse4a"),
+    "znver5": ("-mprefer-vector-width=512", "-mno-sse4a"),
 }
-"""What a CPU needs beside `-mcpu=`: by default clang splits 64-byte vectors of auto-vectorized loops in two."""
+"""What a CPU, less the features added by `+`, needs beside `-mcpu=`: clang splits 64-byte vectors of auto-vectorized
+loops in two unless told not to.
+SSE4A is left out because only AMD has it: the code runs wherever the features that its target requires are."""
 
 KERNEL_HEADERS: tuple[str, ...] = (
-    "types.h", "pool.h", "linear_dense.h", "linear_grouped.h", "quantize_rows.h", "rms_norm.h", "embedding.h", "rope.h",
-    "attention.h", "elementwise.h", "heads.h", "routing.h", "encoder.h", "tokens.h", "gated_add.h", "tiles.h",
+    "types.h", "crowding.h", "pool.h", "profile.h", "peaks.h", "panels.h", "row_tiles.h", "linear_dense.h",
+    "grouped_dots.h", "linear_grouped.h", "grouped_inputs.h", "grouped_tile.h", "grouped_tile_amx.h",
+    "grouped_tile_i8mm.h", "grouped_tile_ymm.h", "grouped_gemm.h", "quantize_rows.h", "gated.h", "rms_norm.h",
+    "embedding.h", "rope.h", "kv_pages.h", "attention_page.h", "attention_rows.h", "attention_split.h", "attention.h",
+    "elementwise.h", "heads.h", "routing.h", "encoder.h", "tokens.h", "gated_add.h", "tiles.h", "head.h",
 )  # fmt: skip
 """The kernel library in include order."""
 
 _INSTALL = 'pip install "llamac[compile]"'
 _LOCAL_INCLUDE = re.compile(r'^#include "[^"]*"\n', re.MULTILINE)
+
+
+def cpu_flags(cpu: str) -> tuple[str, ...]:
+    """The compiler's flags for code of `cpu`, zig's name of it with the features added; none for an empty name."""
+    return (f"-mcpu={cpu}", *CPU_FLAGS.get(cpu.split("+")[0], ())) if cpu else ()
 
 
 def kernel_folder() -> Path:
@@ -83,7 +93,7 @@ def compile_shared_library(
     """
     zig = zig_command()
     folder, keep = Path(tempfile.mkdtemp(prefix="llamac-build-")), False
-    flags = ["-target", triple, *([f"-mcpu={cpu}"] if cpu else []), *BASE_FLAGS, *CPU_FLAGS.get(cpu, ()), *extra_flags]
+    flags = ["-target", triple, *BASE_FLAGS, *cpu_flags(cpu), *extra_flags]
     # Everything is named relative to the build folder, so that no absolute path can reach the output.
     flags += ["-Ikernels", f"-ffile-prefix-map={folder}=."]
     names = sorted(sources)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llamac.ir.row_layouts import RowLayout
 from llamac.ir.types import CacheType
 
 from .architectures import Architecture
-from .layouts import RowLayout
 from .linear_requests import TILES, between, few_tiles, many_tiles, padded_tokens, product_type, weight_types
 from .request import CompileOptions, Constant, KernelRequest
 
@@ -86,13 +86,21 @@ def prefill_qkv(
     return KernelRequest("qkv", "prefill_qkv", signature, _without(constants, signature), options)
 
 
+def keys_of(machine: Architecture, cache: CacheType) -> int:
+    """Keys of a tile: what the machine can hold, a part of a page and of a chunk."""
+    keys = min(TILES[machine.name].keys, cache.page)
+    while cache.chunk % keys:
+        keys //= 2
+    return keys
+
+
 def decode_attention(machine: Architecture, heads: Heads, splits: int, q: str) -> KernelRequest:
     """Attention of single rows, split `splits` ways."""
     signature = heads.cache_signature() | {"q_ptr": f"*{q}", "out_ptr": f"*{q}"}
     if splits > 1:
         signature |= {"partial_ptr": "*fp32", "weight_ptr": "*fp32", "counter_ptr": "*i32"}
     constants = heads.cache_constants() | _scratch() | {
-        "SCALE": heads.scale, "CHUNK": heads.cache.chunk, "KEYS": min(TILES[machine.name].keys, heads.cache.page),
+        "SCALE": heads.scale, "CHUNK": heads.cache.chunk, "KEYS": keys_of(machine, heads.cache),
         "ROWS": max(DECODE_ROWS, padded_tokens(heads.heads // heads.cache.kv_heads)), "SPLITS": splits,
         "PDL": machine.dependent_launch,
     }  # fmt: skip
@@ -106,7 +114,7 @@ def prefill_attention(machine: Architecture, heads: Heads, q: str) -> KernelRequ
     signature = heads.cache_signature() | {"q_ptr": f"*{q}", "out_ptr": f"*{q}", "tiles_ptr": "*i32"}
     constants = heads.cache_constants() | {
         "kv_scale_ptr": None, "SCALE": heads.scale, "CHUNK": heads.cache.chunk,
-        "KEYS": min(tiles.keys, heads.cache.page),
+        "KEYS": keys_of(machine, heads.cache),
         "ROWS": tiles.query_rows, "PDL": machine.dependent_launch,
     }  # fmt: skip
     options = CompileOptions(tiles.attention_warps, tiles.stages, dependent_launch=True)

@@ -18,6 +18,9 @@ from .toolchain import cache_folder, load_kernel, require_triton
 ALIGNMENT = 16
 """Bytes that every pointer is promised to be aligned to; 16-byte loads depend on it."""
 
+PORTABLE_CAPABILITY, PORTABLE_PTX = 80, 80
+"""The compute capability whose PTX is also kept for later GPUs, and its version: that of CUDA 12.0, for old drivers."""
+
 _SIZES = {"i1": 1, "i8": 1, "u8": 1, "i16": 2, "i32": 4, "u32": 4, "i64": 8, "u64": 8, "fp32": 4, "fp64": 8}
 
 
@@ -123,6 +126,8 @@ def _triton_options(machine: Architecture, options: CompileOptions) -> dict[str,
     }
     if machine.kind == "cuda":
         given["launch_pdl"] = options.dependent_launch and machine.dependent_launch
+        if machine.capability == PORTABLE_CAPABILITY:
+            given["ptx_version"] = PORTABLE_PTX
         if options.max_registers:
             given["maxnreg"] = options.max_registers
     elif options.waves:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llamac.ir.dtypes import E4M3FN, F16, F32
+from llamac.ir.row_layouts import UNIT, RowLayout
 
 from .architectures import Architecture
-from .layouts import UNIT, RowLayout
 from .request import CompileOptions, Constant, KernelRequest
 
 NARROW = 16

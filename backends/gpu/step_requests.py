@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from llamac.ir.row_layouts import RowLayout
+
 from .architectures import Architecture
-from .layouts import RowLayout
 from .linear_requests import padded_tokens, weight_types
 from .request import CompileOptions, Constant, KernelRequest
 

@@ -14,6 +14,13 @@ from llamac.errors import LlamacError
 TRITON_VERSION = "3.9.0"
 """The Triton release whose code generator is used; another one may emit other bytes."""
 
+CUDA_TOOLKIT, HOPPER_TOOLKIT = "12.9", "13.4"
+"""The CUDA releases of its two assemblers, the second one from compute capability 9.0 on. Cubins run with drivers of
+the same major release, or of a newer one."""
+
+PORTABLE_TOOLKIT = "12.0"
+"""The CUDA release whose drivers know the version of the PTX that is kept for later GPUs."""
+
 KERNELS = "llamac.backends.gpu.kernels"
 _INSTALL = 'pip install "llamac[gpu]"'
 

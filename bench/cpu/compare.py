@@ -1,14 +1,20 @@
-"""llamac beside llama.cpp on the same random GGUF files and threads, interleaved, and both beside the machine's limits.
+"""llamac beside llama.cpp, OpenVINO GenAI and ONNX Runtime GenAI, interleaved, and beside the machine's limits.
 
-    python bench/cpu/compare.py --llama-cpp PYTHON                      all rows
-    python bench/cpu/compare.py --row 1b-q4 --pairs 15 --threads 2
+    python bench/cpu/compare.py                                     all rows, 15 pairs each, and the recipes' quality
+    python bench/cpu/compare.py --row 1b-q4 --pairs 15 --json-out cpu.json
+    python bench/cpu/compare.py --quality-only --json-out cpu.json
 
-Every row is one model shape in one GGUF block type. llamac compiles the file with `--quantize keep`: the same integers
-and scales, activations in int8 with a scale per 32 as llama.cpp has them. A pair is a run of each, in turns first and
-second, with the peak of the int8 (or bf16) unit and a plain read of memory measured before, between and after. Figures
-are medians over the pairs, ratios medians of the ratios within a pair, with their quartiles. A row's share of the peak
-counts two operations for each weight of a matrix and token, and four for each pair of positions, head and element in
-attention; its share of the read counts the bytes of weights that a token reads.
+`rows.py` lists the rows: a model shape with random weights in one GGUF block type, which llamac compiles with
+`--quantize keep`, so that all run the same integers and scales (what a peer's own format forbids is printed with its
+name). A pair is a run of every engine, first to last and last to first in turns, with the peak of the arithmetic unit
+and plain reads of memory before, between and after. Figures are medians over the pairs, ratios medians of the ratios
+within a pair, both with quartiles. A share of the peak counts two operations for each weight of a matrix and token, and
+four for each pair of positions, head and element in attention; a share of the read counts the bytes of weights that a
+step reads, over the plain read of the same mapped file.
+
+Peers live in environments of their own: `make bench-peers` builds them. A missing one is named and left out. With
+--json-out the file is updated after every row: rows can be measured one at a time and replace older figures only.
+`page.py` makes docs/benchmarks/cpu.md of it.
 """
 
 from __future__ import annotations
@@ -16,152 +22,110 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
-import tempfile
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from _llama_cpp import LlamaCpp
+import peers
 from _machine import machine, machine_line
-from limits import peak
-from random_gguf import write_random_gguf
-
-import llamac
-from llamac.models.llama.config import LlamaConfig
-from llamac.models.presets import preset
-from llamac.runtime.benchmark import bench_prompt, run_once
-from llamac.runtime.model import Model
-from llamac.runtime.read_bandwidth import ReadBandwidth
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison: a shape, the block types of its matrices and tables, and the sizes of a run."""
-
-    shape: str
-    blocks: str
-    table: str
-    prompt: int
-    new: int
-    unit: str
-
-
-ROWS = {
-    "1b-q4": Row("llama-3.2-1b", "q4_0", "q8_0", 512, 64, "int8"),
-    "1b-q8": Row("llama-3.2-1b", "q8_0", "q8_0", 512, 48, "int8"),
-    "1b-bf16": Row("llama-3.2-1b", "bf16", "bf16", 256, 32, "bf16"),
-    "smollm2-q4": Row("smollm2-135m", "q4_0", "q8_0", 512, 128, "int8"),
-    "8b-q4": Row("llama-3.1-8b", "q4_0", "q8_0", 256, 24, "int8"),
-}
-
-
-def operations(config: LlamaConfig, tokens: int) -> float:
-    """Operations of a prefill: one row of logits."""
-    attention = config.hidden_size * config.head_dim * 2 * (config.heads + config.kv_heads)
-    layer = attention + 3 * config.hidden_size * config.intermediate_size
-    scores = 4 * config.heads * config.head_dim * tokens * (tokens + 1) / 2
-    return 2 * (config.layers * layer * tokens + config.vocab_size * config.hidden_size) + config.layers * scores
-
-
-def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One row."""
-    row = ROWS[name]
-    config = replace(preset(row.shape), context_length=4096)
-    source, artifact = folder / "model.gguf", folder / "model.llamac"
-    write_random_gguf(config, row.blocks, row.table, source)
-    llamac.compile(source, output=artifact, quantize="keep", tokenizer=False, validate=False)
-    with llamac.load(artifact, threads=options.threads) as model:
-        if options.llama_cpp is None:
-            return _figures(name, model, config, _pairs(row, options, model, None))
-        with LlamaCpp(options.llama_cpp, source, options.threads, row.prompt + row.new) as peer:
-            return _figures(name, model, config, _pairs(row, options, model, peer))
-
-
-def _pairs(row: Row, options: argparse.Namespace, model: Model, peer: LlamaCpp | None) -> list[dict[str, Any]]:
-    prompt = bench_prompt(row.prompt, model.vocab_size)
-    runs = {"llamac": lambda: run_once(model, prompt, row.new)}
-    if peer is not None:
-        runs["llama.cpp"] = lambda: peer.run(prompt, row.new)
-    bandwidth = ReadBandwidth(options.threads)
-    for run in runs.values():
-        run()
-    pairs = []
-    for number in range(options.pairs):
-        found: dict[str, Any] = {"read": [bandwidth.measure()], "peak": [peak(row.unit, options.threads)]}
-        for who in sorted(runs, reverse=number % 2 == 1):
-            first, rest = runs[who]()
-            found[who] = (row.prompt / first, (row.new - 1) / rest)
-            found["read"].append(bandwidth.measure())
-            found["peak"].append(peak(row.unit, options.threads))
-        pairs.append(found)
-        speeds = ", ".join(f"{who} {found[who][0]:.0f} / {found[who][1]:.1f}" for who in runs)
-        print(f"pair {number + 1} of {options.pairs}: prefill / decode tokens/s: {speeds}", file=sys.stderr)
-    return pairs
-
-
-def _figures(name: str, model: Model, config: LlamaConfig, pairs: list[dict[str, Any]]) -> dict[str, Any]:
-    row, weights = ROWS[name], model.plan.memory.weight_bytes_per_token
-    rate = operations(config, row.prompt) / row.prompt
-    found: dict[str, Any] = {"row": name, "pairs": len(pairs), "bytes_per_token": weights}
-    for who in ("llamac", "llama.cpp"):
-        if who in pairs[0]:
-            found[who] = {
-                "prefill_tokens_per_second": round(statistics.median(p[who][0] for p in pairs), 1),
-                "decode_tokens_per_second": round(statistics.median(p[who][1] for p in pairs), 2),
-            }
-    peaks = [p["llamac"][0] * rate / statistics.mean(p["peak"]) for p in pairs]
-    reads = [p["llamac"][1] * weights / statistics.mean(p["read"]) for p in pairs]
-    found["prefill_share_of_peak"] = _spread(peaks)
-    found["decode_share_of_read"] = _spread(reads)
-    if "llama.cpp" in pairs[0]:
-        found["prefill_ratio"] = _spread([p["llamac"][0] / p["llama.cpp"][0] for p in pairs])
-        found["decode_ratio"] = _spread([p["llamac"][1] / p["llama.cpp"][1] for p in pairs])
-    return found
-
-
-def _spread(values: list[float]) -> list[float]:
-    """Lower quartile, median, upper quartile."""
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return [round(low, 3), round(middle, 3), round(high, 3)]
+from measure import measure
+from recipes import measure_recipes
+from rows import RECIPES, ROWS
 
 
 def print_row(found: dict[str, Any]) -> None:
     """One row for people."""
-    for who in ("llamac", "llama.cpp"):
-        if who in found:
-            speeds = found[who]
-            print(
-                f"{found['row']:12s} {who:10s} prefill {speeds['prefill_tokens_per_second']:8.1f}, "
-                f"decode {speeds['decode_tokens_per_second']:7.2f} tokens/s"
-            )
-    for key in ("prefill_ratio", "decode_ratio", "prefill_share_of_peak", "decode_share_of_read"):
-        if key in found:
-            low, middle, high = found[key]
-            print(f"{'':12s} {key.replace('_', ' '):22s} {middle:6.3f}  ({low:.3f} to {high:.3f})")
+    print(f"{found['row']}: {found['title']}, {found['pairs']} pairs, {found['threads']} threads")
+    for who, facts in found["engines"].items():
+        print(f"  {who} {facts['version']}: {facts['weights']}")
+    for point in found["points"]:
+        print(f"  {point['sequences']} x {point['prompt']} + {point['new']} tokens")
+        for who, speeds in point["speeds"].items():
+            words = ", ".join(f"{kind} {_text(values)}" for kind, values in speeds.items())
+            print(f"    {who:15s} {words} tokens/s")
+        for who, ratios in point["ratios"].items():
+            words = ", ".join(f"{kind} {_text(values)}" for kind, values in ratios.items())
+            print(f"    times {who:9s} {words}")
+        for kind, values in point["shares"].items():
+            print(f"    share of {kind.replace('_', ' '):12s} {_text(values)}")
+        for who, values in point.get("multiple", {}).items():
+            print(f"    times one sequence, {who:10s} {_text(values)}")
+
+
+def _text(spread: list[float]) -> str:
+    low, middle, high = spread
+    return f"{middle:.4g} ({low:.4g} to {high:.4g})"
+
+
+class Results:
+    """The file of --json-out: rows and recipes by name, written after each one, or nothing without a path."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.values: dict[str, Any] = {"rows": {}, "quality": {}}
+        if path is not None and path.exists():
+            self.values |= json.loads(path.read_text(encoding="utf-8"))
+
+    def put(self, section: str, name: str, value: dict[str, Any]) -> None:
+        """Add or replace one entry."""
+        self.values[section][name] = value
+        self.values["machine"] = machine()
+        if self.path is not None:
+            half = self.path.with_suffix(".partial")
+            half.write_text(json.dumps(self.values, indent=1) + "\n", encoding="utf-8")
+            half.replace(self.path)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", action="append", choices=list(ROWS), help="only this one; may be repeated")
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--json-out", type=Path, metavar="FILE", help="update this file of results")
+    parser.add_argument("--models", type=Path, default=peers.MODELS, help="folder of model files that are kept")
+    parser.add_argument("--quality", choices=["missing", "all", "none"], default="missing", help="of which recipes")
+    parser.add_argument("--quality-only", action="store_true", help="no speed, the quality of all recipes")
+    parser.add_argument("--windows", type=int, metavar="N", help="quality on the first N windows of 512 tokens only")
+    for engine in peers.ENGINES.values():
+        words = f"an interpreter with {engine.name} [${engine.variable}, or what make bench-peers built]"
+        parser.add_argument(engine.option, metavar="PYTHON", help=words)
+    return parser.parse_args()
 
 
 def main() -> None:
     """The program."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row", action="append", choices=list(ROWS), help="only this one")
-    parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--llama-cpp", default=os.environ.get("LLAMAC_BENCH_LLAMA_CPP"), metavar="PYTHON")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = _options()
+    options.models.mkdir(parents=True, exist_ok=True)
     print(machine_line(), file=sys.stderr)
-    rows = []
-    for name in options.row or ROWS:
-        with tempfile.TemporaryDirectory(prefix="llamac-cpu-") as folder:
-            rows.append(measure(name, options, Path(folder)))
+    results = Results(options.json_out)
+    names = [] if options.quality_only else options.row or list(ROWS)
+    for name in names:
+        found = measure(name, options)
+        results.put("rows", name, found)
         if not options.json:
-            print_row(rows[-1])
+            print_row(found)
+    for recipe, judged in measure_recipes(_recipes(names, options, results), options).items():
+        if judged:
+            results.put("quality", recipe, judged)
+            if not options.json:
+                words = (f"{who} {row['kl_mean']:.4g}" for who, row in judged["engines"].items())
+                print(f"KL of {judged['title']}: {', '.join(words)}")
     if options.json:
-        print(json.dumps({"threads": options.threads, "rows": rows, **machine()}))
+        print(json.dumps(results.values))
+
+
+def _recipes(names: list[str], options: argparse.Namespace, results: Results) -> list[str]:
+    if options.quality_only:
+        return list(RECIPES)
+    if options.quality == "none":
+        return []
+    # The default recipe is judged against llama.cpp's at the same bits.
+    wanted = {ROWS[name].recipe for name in names} | ({"q4_0"} if "1b-default" in names else set())
+    known = results.values["quality"] if options.quality == "missing" else {}
+    return [name for name in RECIPES if name in wanted and name not in known]
 
 
 if __name__ == "__main__":

@@ -136,3 +136,38 @@ EXPORT double peak(int kind, int threads, uint64_t rounds)
   pthread_barrier_destroy(&barrier);
   return operations[kind] * (double)rounds * threads / slowest;
 }
+
+typedef uint64_t line __attribute__((vector_size(64), aligned(1)));
+
+typedef struct {
+  const uint8_t *bytes;
+  uint64_t count;
+} share;
+
+static void *read_share(void *argument)
+{
+  const share *s = argument;
+  line sums[8] = {0};
+  for (uint64_t at = 0; at + sizeof sums <= s->count; at += sizeof sums)
+#pragma clang loop unroll(full)
+    for (int i = 0; i < 8; i++) sums[i] += *(const line *)(s->bytes + at + 64 * i);
+  for (int i = 1; i < 8; i++) sums[0] += sums[i];
+  sink += (float)sums[0][0];
+  return NULL;
+}
+
+/* Bytes a second at which `threads` threads together read `count` bytes, each a part of its own. */
+EXPORT double read_rate(const uint8_t *bytes, uint64_t count, int threads)
+{
+  if (threads < 1 || threads > 256) return 0;
+  pthread_t ids[256];
+  share shares[256];
+  const uint64_t part = count / (unsigned)threads & ~(uint64_t)4095;
+  const double started = now();
+  for (int t = 0; t < threads; t++) {
+    shares[t] = (share){bytes + part * (unsigned)t, t + 1 < threads ? part : count - part * (unsigned)t};
+    pthread_create(&ids[t], NULL, read_share, &shares[t]);
+  }
+  for (int t = 0; t < threads; t++) pthread_join(ids[t], NULL);
+  return (double)count / (now() - started);
+}

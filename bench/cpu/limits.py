@@ -16,8 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import numpy as np
 from _machine import machine, machine_line
 
+from llamac.artifact.read import Artifact
 from llamac.backends.cpu.toolchain import compile_shared_library
 from llamac.driver import resolve_targets
 from llamac.runtime.read_bandwidth import ReadBandwidth
@@ -36,12 +38,41 @@ def _library() -> ctypes.CDLL:
         library = ctypes.CDLL(str(out))
     library.peak.restype = ctypes.c_double
     library.peak.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_uint64]
+    library.read_rate.restype = ctypes.c_double
+    library.read_rate.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int]
     return library
 
 
 def peak(kind: str, threads: int) -> float:
     """Operations a second (a multiplication and an addition are two) of the unit for `kind`; 0 where there is none."""
     return float(_library().peak(KINDS.index(kind), threads, ROUNDS))
+
+
+class MappedRead:
+    """A plain read of the weights of an artifact where they lie: in a map of the file, as the generated code has them.
+
+    Pages of a file are small, so this can be slower than the read of `ReadBandwidth`, whose memory has huge pages.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self._artifact = Artifact.open(path)
+        layouts = self._artifact.manifest["weights"]
+        self._maps = [np.asarray(self._artifact.map(entry["member"])) for entry in layouts]
+        self._threads = threads
+        self.measure()
+
+    def measure(self) -> float:
+        """Read all of it once; bytes a second."""
+        rates = [
+            (mapped.nbytes, _library().read_rate(mapped.ctypes.data, mapped.nbytes, self._threads))
+            for mapped in self._maps
+        ]
+        return float(sum(size for size, _ in rates) / sum(size / rate for size, rate in rates))
+
+    def close(self) -> None:
+        """Give the map back."""
+        self._maps.clear()
+        self._artifact.close()
 
 
 def main() -> None:

@@ -50,6 +50,16 @@ class Cost:
         return self.weight_bytes + self.cache_bytes + self.activation_bytes
 
 
+_LINEARS = (
+    "linear_dense",
+    "linear_biased",
+    "linear_grouped",
+    "gated_linear_dense",
+    "gated_linear_grouped",
+    "head_dense",
+    "head_grouped",
+)
+
 _FLOPS_PER_ELEMENT = {
     "rms_norm": 4,
     "swiglu": 5,
@@ -93,7 +103,7 @@ def _add_graph(module: Module, graph: Graph, shape: StepShape, totals: dict[str,
 
 def op_cost(op: Op, shape: StepShape) -> Cost:
     """Cost of one op."""
-    if op.opcode in ("linear_dense", "linear_biased", "linear_grouped"):
+    if op.opcode in _LINEARS:
         return _linear(op, shape)
     if op.opcode in ("expert_linear_dense", "expert_linear_grouped"):
         return _expert_linear(op, shape)
@@ -103,7 +113,7 @@ def op_cost(op: Op, shape: StepShape) -> Cost:
         return Cost(4 * tokens * tokens * _integer(op, "heads") * _integer(op, "head_dim"), 0, 0, moved)
     if op.opcode in ("attend", "attend_range"):
         return _attend(op, shape)
-    if op.opcode in ("rope_append", "append"):
+    if op.opcode in ("rope_append", "append", "append_tokens"):
         return _append(op, shape)
     if op.opcode == "embed_rows":
         packed = _bytes(op.operands[1], shape) // max(_integer(op, "rows"), 1)
@@ -112,11 +122,11 @@ def op_cost(op: Op, shape: StepShape) -> Cost:
         return Cost()  # its parts are written in place
     moved = sum(_bytes(v, shape) for v in (*op.operands, *op.results))
     per_element = _FLOPS_PER_ELEMENT.get(op.opcode, 0)
-    return Cost(per_element * _elements(op.results[0], shape), 0, 0, moved)
+    return Cost(per_element * _elements(op.results[0], shape) if per_element else 0, 0, 0, moved)
 
 
 def _linear(op: Op, shape: StepShape) -> Cost:
-    packed = op.operands[3 if op.opcode == "linear_grouped" else 1]
+    packed = op.operands[3 if op.opcode.endswith("_grouped") else 1]
     rows = evaluate(op.results[0].tensor.shape[0], shape.symbols)
     moved = sum(_bytes(v, shape) for v in (*op.operands, *op.results) if v is not packed)
     return Cost(2 * rows * _integer(op, "rows") * _integer(op, "columns"), _bytes(packed, shape), 0, moved)
@@ -136,14 +146,15 @@ def _attend(op: Op, shape: StepShape) -> Cost:
     context = min(shape.context, cache.chunk) if cache.chunk else shape.context
     context = shape.vision_tokens if cache.cross else context
     keys = shape.tokens * context
-    row_bytes = 2 * cache.kv_heads * cache.head_dim * cache.dtype.bits // 8
+    row_bytes = cache.page_bytes // (cache.layers * cache.page)
     moved = _bytes(op.operands[0], shape) + _bytes(op.results[0], shape)
     return Cost(4 * keys * heads * cache.head_dim, 0, context * row_bytes, moved)
 
 
 def _append(op: Op, shape: StepShape) -> Cost:
     cache = op.operands[0].cache
-    written = 2 * shape.tokens * cache.kv_heads * cache.head_dim * cache.dtype.bits // 8
+    rows = evaluate(op.operands[1].tensor.shape[0], shape.symbols)
+    written = rows * cache.page_bytes // (cache.layers * cache.page)
     return Cost(3 * _elements(op.operands[1], shape), 0, written, _bytes(op.operands[1], shape))
 
 

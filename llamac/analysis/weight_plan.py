@@ -7,23 +7,30 @@ from dataclasses import dataclass
 
 from llamac.ir.dims import evaluate
 from llamac.ir.graph import Module, Op, Value, Weight
+from llamac.ir.layouts import format_of
+from llamac.ir.row_layouts import RowLayout
 
 ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
 class PlacedWeight:
-    """One weight at `offset` of the member; `format` is the packed format or the dtype, `shape` that of the matrix."""
+    """One weight at `offset` of the member; `format` is the packed format or the dtype, `shape` that of the matrix.
+
+    sections: for a matrix in rows, whose records are evaluated, the places that their parts go to: (offset from the
+    matrix's own, bytes of each record).
+    """
 
     weight: Weight
     offset: int
     nbytes: int
     format: str
     shape: tuple[int, ...]
+    sections: tuple[tuple[int, int], ...] = ()
 
 
-def plan_weights(*modules: Module) -> list[PlacedWeight]:
-    """Every weight that an op of a main graph uses, in order of first use, module by module, each 64-byte aligned."""
+def plan_weights(*modules: Module, alignment: int = ALIGNMENT) -> list[PlacedWeight]:
+    """Every weight that an op of a main graph uses, in order of first use, module by module, each aligned."""
     seen: dict[Weight, None] = {}
     for op in (op for module in modules for op in module.main.ops):
         for operand in op.operands:
@@ -32,15 +39,26 @@ def plan_weights(*modules: Module) -> list[PlacedWeight]:
     placed: list[PlacedWeight] = []
     offset = 0
     for weight in seen:
-        nbytes = weight_bytes(weight)
-        placed.append(PlacedWeight(weight, offset, nbytes, *_stored(weight)))
-        offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
+        layout = row_layout(weight)
+        nbytes, sections = (layout.bytes, layout.sections) if layout else (weight_bytes(weight), ())
+        placed.append(PlacedWeight(weight, offset, nbytes, *_stored(weight), sections))
+        offset += -(-nbytes // alignment) * alignment
     return placed
 
 
-def member_bytes(placed: list[PlacedWeight]) -> int:
+def row_layout(weight: Weight) -> RowLayout | None:
+    """How a matrix lies in the layout of rows; None for other weights."""
+    producer = weight.producer
+    if producer is None or producer.opcode != "pack_rows":
+        return None
+    rows, columns = producer.operands[0].tensor.shape
+    assert isinstance(rows, int) and isinstance(columns, int)
+    return RowLayout(format_of(str(producer.attributes["format"])), rows, columns)
+
+
+def member_bytes(placed: list[PlacedWeight], alignment: int = ALIGNMENT) -> int:
     """Bytes of the whole member."""
-    return placed[-1].offset + -(-placed[-1].nbytes // ALIGNMENT) * ALIGNMENT if placed else 0
+    return placed[-1].offset + -(-placed[-1].nbytes // alignment) * alignment if placed else 0
 
 
 def weight_bytes(weight: Weight) -> int:
@@ -54,8 +72,9 @@ def weight_bytes(weight: Weight) -> int:
 
 def _stored(weight: Weight) -> tuple[str, tuple[int, ...]]:
     producer = weight.producer
-    of = producer.operands[0].tensor if producer is not None and producer.opcode == "pack" else weight.tensor
-    name = str(producer.attributes["format"]) if producer is not None and producer.opcode == "pack" else of.dtype.name
+    packed = producer is not None and producer.opcode in ("pack", "pack_rows")
+    of = producer.operands[0].tensor if producer is not None and packed else weight.tensor
+    name = str(producer.attributes["format"]) if producer is not None and packed else of.dtype.name
     return name, tuple(d for d in of.shape if isinstance(d, int))
 
 
@@ -70,9 +89,9 @@ def bytes_per_token(module: Module, placed: list[PlacedWeight]) -> int:
         if module.weights.get(item.weight.name) is not item.weight:
             continue
         users = list(_users(module, item.weight))
-        if all(op.opcode == "embed_rows" for op in users):
+        if all(op.opcode in ("embed_rows", "embed_rows16") for op in users):
             total += item.nbytes // max(item.shape[0], 1)
-        elif all(op.opcode.startswith("expert_linear") for op in users):
+        elif all(op.opcode.startswith("expert_") for op in users):
             total += max(_chosen_bytes(op, item.nbytes) for op in users)
         else:
             total += item.nbytes

@@ -66,8 +66,11 @@ SCHEMA: tuple[Key, ...] = (
     Key("targets[].kind", "text", "the device that runs it, such as cpu"),
     Key("targets[].triple", "text", "target triple of the code"),
     Key("targets[].requires", "list", "what the machine must have"),
-    Key("targets[].requires[]", "text", "a CPU feature flag as /proc/cpuinfo spells it"),
-    Key("targets[].code", "text", "member that holds the code"),
+    Key("targets[].requires[]", "text", "a CPU feature flag as /proc/cpuinfo spells it; of a GPU its architecture"),
+    Key("targets[].code", "text", "member that holds the code; of a GPU its launch plan, which names the code"),
+    Key(
+        "targets[].fallback", "text?", "launch plan over code for any later GPU of the maker, where there is one", True
+    ),
     Key("targets[].source", "text?", "member that holds the source of the code, null when it is not kept"),
     Key("targets[].layout", "text", "the weight layout the code reads; one of weights[].layout"),
     Key("targets[].truth", "text", "generated, compiled, executed or numerically verified"),
@@ -81,10 +84,17 @@ SCHEMA: tuple[Key, ...] = (
     Key("weights[].tensors[].name", "text", "model-level name; unique within the layout"),
     Key("weights[].tensors[].offset", "integer", "first byte, from the start of the member"),
     Key("weights[].tensors[].bytes", "integer", "packed size"),
-    Key("weights[].tensors[].format", "text", "number format, such as bf16 or i4g32s16"),
+    Key("weights[].tensors[].format", "text", "number format, such as bf16x2 or i4g32s16"),
     Key("weights[].tensors[].shape", "list", "logical shape, before packing"),
     Key("weights[].tensors[].shape[]", "integer", "one dimension"),
     Key("ir", "text?", "member with the kernel-level IR that the code was generated from", optional=True),
+    Key("gpu", "object", "what differs on GPUs, where the file has code for CPUs too", optional=True),
+    Key("gpu.ir", "text", "member with the kernel-level IR of the code for GPUs"),
+    Key("gpu.passes", "list", "its passes, as passes has them"),
+    Key("gpu.memory", "object", "what differs from memory"),
+    Key("gpu.memory.arena_bytes", "integer", "scratch memory of the largest step"),
+    Key("gpu.memory.weight_bytes", "integer", "bytes of weights in memory"),
+    Key("gpu.memory.weight_bytes_per_token", "integer", "bytes of weights read to decode one token"),
     Key("image", "object", "the image encoder, where the model has one", optional=True),
     Key("image.ir", "text", "member with its kernel-level IR"),
     Key("image.pixels", "list", "tiles, channels, height and width of what one pass takes"),
@@ -280,9 +290,9 @@ def _check_members(manifest: Manifest, where: str) -> None:
 def _check_references(manifest: Manifest, where: str) -> None:
     """Everything that names a member or a layout names one that exists."""
     named: list[tuple[str, str | None]] = [("chat_template", manifest["chat_template"]), ("ir", manifest.get("ir"))]
-    named += [("image.ir", manifest["image"]["ir"])] if "image" in manifest else []
+    named += [(f"{part}.ir", manifest[part]["ir"]) for part in ("image", "gpu") if part in manifest]
     for index, target in enumerate(manifest["targets"]):
-        named += [(f"targets[{index}].{key}", target[key]) for key in ("code", "source")]
+        named += [(f"targets[{index}].{key}", target.get(key)) for key in ("code", "source", "fallback")]
     for index, entry in enumerate(manifest["weights"]):
         named.append((f"weights[{index}].member", entry["member"]))
     for name, member in ((manifest["tokenizer"] or {}).get("files") or {}).items():

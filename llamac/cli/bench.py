@@ -7,11 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import json_option, loading_options, open_model, print_json
+from llamac.errors import LlamacError
+
+from .options import (
+    generate_options,
+    json_option,
+    loading_options,
+    open_model,
+    print_json,
+    speculation_options,
+)
 
 if TYPE_CHECKING:
     from llamac.runtime.benchmark import Repeat
-    from llamac.runtime.model import Model
+    from llamac.runtime.model import GenerateOptions, Model
+    from llamac.runtime.profile import Profile
 
 
 @click.command("bench")
@@ -19,37 +29,68 @@ if TYPE_CHECKING:
 @click.option("--prompt-tokens", type=click.IntRange(1), default=512, show_default=True, metavar="P")
 @click.option("--new-tokens", type=click.IntRange(1), default=128, show_default=True, metavar="N")
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, metavar="R", help="Timed runs.")
+@click.option("--profile", "as_profile", is_flag=True, help="One more run, timed op by op.")
+@speculation_options
 @loading_options
 @json_option
-def command(artifact: str, prompt_tokens: int, new_tokens: int, repeats: int, as_json: bool, **values: Any) -> None:
+def command(
+    artifact: str, prompt_tokens: int, new_tokens: int, repeats: int, as_profile: bool, as_json: bool, **values: Any
+) -> None:
     """Time ARTIFACT: load, first token, prefill and decode, with the memory bandwidth measured in the same run.
 
     \b
       llamac bench m.llamac --prompt-tokens 512 --new-tokens 128 --threads 2
+      llamac bench m.llamac --draft small.llamac
       llamac bench m.llamac --json | jq .decode_fraction_of_read_bandwidth
+      llamac bench m.llamac --profile
 
     One untimed run comes first. Then every repeat is a prefill of P tokens and a greedy decode to N, between two plain
     multi-threaded reads of 512 MB; figures are medians over the repeats, which --json lists one by one. Decoding reads
     weight_bytes_per_token for each token, so its fraction of the read bandwidth says how much is left to gain.
+    With --speculate or --draft tokens are guessed, and `speculation` says how many were right; one reading of the
+    weights then serves several tokens, so the fraction can pass 1. What a draft reads is not in it.
     For mixtures of experts, tokens_per_expert lists how many tokens each expert of each layer got over all runs.
     peak_rss_bytes is taken before the buffer for that reading is made; mapped weights count in it.
+    --profile adds a table for prefill and one for decode: time, calls, bytes and operations of every op, and how much
+    of its limit it reached: the plain read of memory, or the peak of its arithmetic unit, measured in this run.
     """
     with open_model(artifact, values) as model:
-        result = {"load_ms": round(model.load_seconds * 1e3, 3)} | _measure(model, prompt_tokens, new_tokens, repeats)
+        result = {"load_ms": round(model.load_seconds * 1e3, 3)} | _measure(
+            model, prompt_tokens, new_tokens, repeats, _guessing(values)
+        )
+        profile = _profile(model, prompt_tokens, new_tokens) if as_profile else None
     if as_json:
-        print_json(result)
-    else:
-        _print_text(result)
+        print_json(result if profile is None else result | {"profile": profile.to_json()})
+        return
+    _print_text(result)
+    if profile is not None:
+        click.echo(f"\n{profile.text()}")
 
 
-def _measure(model: Model, prompt_tokens: int, new_tokens: int, repeats: int) -> dict[str, Any]:
+def _profile(model: Model, prompt_tokens: int, new_tokens: int) -> Profile:
+    from llamac.runtime.benchmark import bench_prompt, run_once
+
+    with model.profile() as profile:
+        run_once(model, bench_prompt(prompt_tokens, model.vocab_size), new_tokens)
+    return profile
+
+
+def _guessing(values: dict[str, Any]) -> GenerateOptions | None:
+    """The options of speculation, or None when no guessing was asked for."""
+    wanted = values["draft"] is not None or values["speculate"] is not None
+    return generate_options(values) if wanted else None
+
+
+def _measure(
+    model: Model, prompt_tokens: int, new_tokens: int, repeats: int, guessing: GenerateOptions | None
+) -> dict[str, Any]:
     from llamac.runtime.benchmark import bench_prompt, check_sizes, repeat_runs, run_once, summarize
 
     check_sizes(model, prompt_tokens, new_tokens)
     cold, _ = run_once(model, bench_prompt(prompt_tokens, model.vocab_size), new_tokens)
     peak = _peak_rss_bytes()
     rows: list[Repeat] = []
-    for row in repeat_runs(model, prompt_tokens, new_tokens, repeats):
+    for row in repeat_runs(model, prompt_tokens, new_tokens, repeats, guessing):
         rows.append(row)
         click.echo(f"repeat {len(rows)} of {repeats}: {_row_line(row, prompt_tokens)}", err=True)
     return {
@@ -62,8 +103,18 @@ def _measure(model: Model, prompt_tokens: int, new_tokens: int, repeats: int) ->
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "repeats": [_row_json(row, prompt_tokens) for row in rows],
-        "tokens_per_expert": {str(layer): counts for layer, counts in model.expert_counts().items()},
+        "tokens_per_expert": _tokens_per_expert(model),
     }
+
+
+def _tokens_per_expert(model: Model) -> dict[str, list[int]] | None:
+    """Layer -> what each of its experts got; None where a device does not count them."""
+    try:
+        return {str(layer): counts for layer, counts in model.expert_counts().items()}
+    except LlamacError as error:
+        if error.code != "LLC0867":
+            raise
+        return None
 
 
 def _row_json(row: Repeat, prompt_tokens: int) -> dict[str, float | None]:
@@ -110,6 +161,10 @@ def _print_text(result: dict[str, Any]) -> None:
         )
     click.echo(f"  plain memory read    {result['read_bandwidth_gb_per_s']:10.2f} GB/s")
     click.echo(f"  peak memory          {human_bytes(result['peak_rss_bytes']):>10}")
-    for layer, counts in result["tokens_per_expert"].items():
+    if result["speculation"] is not None:
+        counts = result["speculation"]
+        click.echo(f"  guesses              {counts['drafted']:10d}, {counts['accepted']} of them right")
+        click.echo(f"  tokens a step        {counts['tokens_per_step']:10.2f}")
+    for layer, counts in (result["tokens_per_expert"] or {}).items():
         share = max(counts) / sum(counts)
         click.echo(f"  layer {layer} experts    {len(counts)}, the busiest got {share:.0%} of {sum(counts)} choices")

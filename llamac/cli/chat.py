@@ -11,7 +11,15 @@ import click
 from llamac.errors import LlamacError
 
 from .answers import print_call, print_events, print_pieces
-from .options import chat_options, generate_options, loading_options, open_model, read_tools_file, sampling_options
+from .options import (
+    chat_options,
+    generate_options,
+    loading_options,
+    open_model,
+    read_tools_file,
+    sampling_options,
+    speculation_options,
+)
 
 if TYPE_CHECKING:
     from llamac.runtime.conversation import Conversation
@@ -33,6 +41,7 @@ TOOL, IMAGE = "/tool ", "/image "
 )  # fmt: skip
 @chat_options
 @sampling_options
+@speculation_options
 @loading_options
 def command(
     artifact: str, system: str | None, images: int, tools: str | None, chat_format: str | None, **values: Any

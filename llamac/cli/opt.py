@@ -110,11 +110,12 @@ def _steps(options: dict[str, Any], counts: LayerCounts | None) -> list[Step]:
         raise LlamacError("LLC0101", "llamac opt", "--passes and --pipeline exclude each other", "choose one")
     if options["pipeline"]:
         from llamac.driver import resolve_targets
-        from llamac.passes.pipelines import cpu_pipeline, parse_quantization, plain_layers
+        from llamac.passes.pipelines import parse_quantization, plain_layers, target_pipeline
 
-        resolve_targets([options["pipeline"]])
+        (row,) = resolve_targets([options["pipeline"]])
+        quantization = parse_quantization(options["quantize"])
         steps = load_edits(options["passes_from"])(
-            cpu_pipeline(counts or plain_layers(1), parse_quantization(options["quantize"]), "f16", 512)
+            target_pipeline(row.kind, counts or plain_layers(1), quantization, "f16", 512)
         )
         # Counts are known for a captured model only; a file may hold anything.
         return steps if counts else [Step(step.run) for step in steps]

@@ -20,7 +20,19 @@ TOOLS_HINT = 'give a file like [{"name": "get_weather", "description": "...", "p
 _LOADING = (
     click.option("--threads", type=int, metavar="N", help="CPU threads. [default: one per usable core]"),
     click.option("--target", metavar="NAME", help="Which code in the file to run. [default: the best that fits]"),
+    click.option(
+        "--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, hip, one by number (cuda:1)."
+    ),
     click.option("--context", type=int, metavar="N", help="Longest sequence, in tokens. [default: the model's own]"),
+    click.option(
+        "--weights",
+        type=click.Choice(["map", "copy"]),
+        default="map",
+        show_default=True,
+        help="Read weights from the mapped file, or from a copy in memory, in huge pages.",
+    ),
+    click.option("--pin", metavar="CPUS", help="Keep each thread on one processor: auto, or numbers as in 0,2-5."),
+    click.option("--first-touch", is_flag=True, help="Spread memory over the memory nodes as the threads use it."),
     click.option("--check", is_flag=True, help="Compare every byte, weights included, with its hash before running."),
 )
 
@@ -34,6 +46,17 @@ _SAMPLING = (
     click.option("--seed", type=int, metavar="SEED", help="The same seed draws the same tokens."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times."),
 )
+
+_SPECULATION = (
+    click.option(
+        "--speculate", type=click.Choice(["lookup", "draft", "off"]), metavar="WAY",
+        help="Guess the next tokens and check several in one step: lookup (from the text itself), draft or off. "
+        "[default: draft where --draft names one, else off]",
+    ),
+    click.option("--draft", metavar="FILE", help="A smaller model with the same vocabulary, which guesses tokens."),
+    click.option("--draft-tokens", type=int, metavar="N", help="Most guesses a step. [default: lookup 8, draft 5]"),
+    click.option("--lookup-ngram", type=int, metavar="N", help="With lookup: most tokens to compare. [default: 3]"),
+)  # fmt: skip
 
 _CHAT = (
     click.option("--tools", metavar="FILE", help="Tools the model may call: a JSON list of functions and names."),
@@ -53,6 +76,9 @@ GENERATION_NAMES = frozenset(
         "logprobs",
         "echo",
         "ignore_stop_ids",
+        "speculate",
+        "draft_tokens",
+        "lookup_ngram",
     }
 )
 """The options that `Model.generate` takes under the same name."""
@@ -71,7 +97,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def loading_options(command: Command) -> Command:
-    """`--threads --target --context --check`."""
+    """`--threads --target --device --context --check`."""
     for option in reversed(_LOADING):
         command = option(command)
     return command
@@ -80,6 +106,13 @@ def loading_options(command: Command) -> Command:
 def sampling_options(command: Command) -> Command:
     """`--max-new-tokens` and everything about drawing tokens and stopping."""
     for option in reversed(_SAMPLING):
+        command = option(command)
+    return command
+
+
+def speculation_options(command: Command) -> Command:
+    """`--speculate --draft --draft-tokens --lookup-ngram`."""
+    for option in reversed(_SPECULATION):
         command = option(command)
     return command
 
@@ -115,6 +148,19 @@ def generate_options(values: Mapping[str, Any]) -> GenerateOptions:
     return options
 
 
+def parse_processors(text: str | None) -> list[int] | bool:
+    """`--pin` as `llamac.load` takes it: False without, True for auto, else the numbers; LLC0101 for anything else."""
+    if text is None or text == "auto":
+        return text is not None
+    found: list[int] = []
+    for word in text.split(","):
+        first, _, last = word.partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal() and ("-" in word) == bool(last)):
+            raise LlamacError("LLC0101", "--pin", f"{word!r} is no processor", "give auto, or numbers such as 0,2-5")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
 def open_model(artifact: str, values: Mapping[str, Any], images: int = 1) -> Model:
     """Load an artifact as a verb's loading options say, with a progress bar on stderr while all bytes are hashed.
 
@@ -127,10 +173,15 @@ def open_model(artifact: str, values: Mapping[str, Any], images: int = 1) -> Mod
             artifact,
             threads=values["threads"],
             target=values["target"],
+            device=values["device"],
             context=values["context"],
             check="full" if values["check"] else "load",
             images=max(images, 1),
             progress=progress,
+            draft=values.get("draft"),
+            weights=values["weights"],
+            pin=parse_processors(values["pin"]),
+            first_touch=values["first_touch"],
         )
 
 

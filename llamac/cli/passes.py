@@ -6,8 +6,6 @@ import dataclasses
 
 import click
 
-from llamac.errors import LlamacError
-
 from .options import json_option, print_json
 
 
@@ -43,13 +41,11 @@ def command(pipeline: str | None, quantize: str, as_json: bool) -> None:
 
 def _print_pipeline(target: str, quantize: str, as_json: bool) -> None:
     from llamac.driver import resolve_targets
-    from llamac.passes.pipelines import cpu_pipeline, parse_quantization, plain_layers
+    from llamac.passes.pipelines import parse_quantization, plain_layers, target_pipeline
     from llamac.transform.pipeline import pipeline_text
 
     (row,) = resolve_targets([target])
-    if row.kind != "cpu":
-        raise LlamacError("LLC0603", target, "has no pipeline", "choose a CPU target")
-    text = pipeline_text(cpu_pipeline(plain_layers(1), parse_quantization(quantize), "f16", 512))
+    text = pipeline_text(target_pipeline(row.kind, plain_layers(1), parse_quantization(quantize), "f16", 512))
     if as_json:
         print_json({"target": row.name, "pipeline": text})
     else:

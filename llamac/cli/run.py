@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,11 +20,13 @@ from .options import (
     print_json,
     read_tools_file,
     sampling_options,
+    speculation_options,
 )
 
 if TYPE_CHECKING:
     from llamac.runtime.generation import Generation
     from llamac.runtime.model import Model, TextStream
+    from llamac.runtime.profile import Profile
 
 
 @click.command("run")
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 )
 @chat_options
 @sampling_options
+@speculation_options
 @click.option(
     "--logprobs", type=int, metavar="N", help="With --json: log-probabilities, with the N likeliest each time."
 )
@@ -47,7 +51,10 @@ if TYPE_CHECKING:
 @loading_options
 @json_option
 @click.option("--quiet", is_flag=True, help="No line about speed on stderr.")
-def command(artifact: str, as_json: bool, quiet: bool, **values: Any) -> None:
+@click.option(
+    "--profile", "as_profile", is_flag=True, help="Time every op: tables on stderr, or `profile` in the JSON."
+)
+def command(artifact: str, as_json: bool, quiet: bool, as_profile: bool, **values: Any) -> None:
     """Continue a prompt with the model in ARTIFACT.
 
     \b
@@ -55,26 +62,37 @@ def command(artifact: str, as_json: bool, quiet: bool, **values: Any) -> None:
       llamac run m.llamac --chat --prompt "Why is the sky blue?" --temperature 0.7 --seed 1
       llamac run m.llamac --chat --tools tools.json --prompt "What is the weather in Oslo?"
       llamac run m.llamac --chat --image cat.jpg --prompt "What is in this picture?"
+      llamac run m.llamac --speculate lookup --prompt "Correct the spelling: ..."
+      llamac run m.llamac --draft small.llamac --prompt "Once upon a time"
       cat letter.txt | llamac run m.llamac --prompt - --json
 
     The text appears on stdout as it is written. With --json one object is printed at the end: text, prompt_ids,
-    token_ids, stop_reason (stop_id, stop_string, length or context), tool_calls, logprobs, timings. With --tools each
+    token_ids, stop_reason (stop_id, stop_string, length or context), tool_calls, logprobs, timings, and how
+    many tokens were guessed and guessed right (null without --speculate and --draft). With --tools each
     call that the model makes is a line of JSON on stdout; llamac executes none of them. Pictures stand in front of the
     text, or where a prompt without --chat has <|image|>. A prompt longer than the
     context is an error; nothing is cut off. Running an artifact runs the code in it: run what you trust.
     """
     prompt = _read_prompt(values)
     with open_model(artifact, values, len(values["images"])) as model:
-        stream = _start(model, prompt, values)
+        with model.profile() if as_profile else nullcontext() as profile:
+            stream = _start(model, prompt, values)
+            if not as_json:
+                _print_text(stream, model, values["tools"] is not None)
+            outcome = stream.outcome
         if as_json:
-            _print_json(model, stream.outcome)
-        else:
-            if values["tools"] is None:
-                _print_stream(stream, model.manifest["tokenizer"] is not None)
-            else:
-                print_events(stream.events())
-            if not quiet:
-                click.echo(_speed_line(stream.outcome, model.load_seconds), err=True)
+            _print_json(model, outcome, profile)
+        elif not quiet:
+            click.echo(_speed_line(outcome, model.load_seconds), err=True)
+        if profile is not None and not as_json:
+            click.echo(profile.text(), err=True)
+
+
+def _print_text(stream: TextStream, model: Model, has_tools: bool) -> None:
+    if has_tools:
+        print_events(stream.events())
+    else:
+        _print_stream(stream, model.manifest["tokenizer"] is not None)
 
 
 def _read_prompt(values: dict[str, Any]) -> str | list[int]:
@@ -129,12 +147,14 @@ def _print_stream(stream: TextStream, has_text: bool) -> None:
         print_pieces(stream)
 
 
-def _print_json(model: Model, outcome: Generation) -> None:
+def _print_json(model: Model, outcome: Generation, profile: Profile | None) -> None:
     result = outcome.to_json()
     if model.manifest["tokenizer"] is None:
         result["text"] = None
     result["timings"] = _timings(outcome, model.load_seconds)
     result |= {"model": model.name, "target": model.target.name, "threads": model.threads}
+    if profile is not None:
+        result["profile"] = profile.to_json()
     print_json(result)
 
 
@@ -158,5 +178,14 @@ def _speed_line(outcome: Generation, load_seconds: float) -> str:
     return (
         f"[{len(outcome.prompt_ids)} + {len(outcome.token_ids)} tokens, ended by {outcome.stop_reason}; "
         f"load {load_seconds * 1e3:.0f} ms, first token {outcome.timings.first_token_seconds * 1e3:.0f} ms"
-        + (f", then {rate:.1f} tokens/s]" if rate is not None else "]")
+        + (f", then {rate:.1f} tokens/s" if rate is not None else "")
+        + _speculation_text(outcome)
+        + "]"
     )
+
+
+def _speculation_text(outcome: Generation) -> str:
+    counts = outcome.speculation
+    if counts is None:
+        return ""
+    return f"; {counts.accepted} of {counts.drafted} guesses right, {counts.tokens_per_step:.2f} tokens a step"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import click
 
@@ -22,8 +23,8 @@ def command(as_json: bool) -> None:
       llamac compile smollm2-135m --target x86-64-v3,aarch64 -o smollm2.llamac
       llamac plan llama-3.1-70b --target h100 --tp 4
 
-    `--target cpu` means the most demanding one that this machine satisfies. No code is generated for GPUs yet:
-    `llamac plan` counts what a model needs there.
+    `--target cpu` means the most demanding one that this machine satisfies. Code for GPUs is compiled on any machine,
+    with or without one; `llamac plan` counts what a model needs there.
     """
     architecture = machine_architecture()
     features = cpu_features(architecture)
@@ -33,12 +34,26 @@ def command(as_json: bool) -> None:
         runs = target.triple.startswith(architecture) and not missing
         row = {**dataclasses.asdict(target), "requires": list(target.requires), "runs_here": runs}
         rows.append({**row, "possible": ["compile", "plan"]})
-    gpus = [{**dataclasses.asdict(gpu), "possible": ["plan"]} for gpu in GPUS.values()]
+    gpus = [{**dataclasses.asdict(gpu), "possible": ["compile", "plan"]} for gpu in GPUS.values()]
+    here, reasons = _gpus_here()
     if as_json:
-        print_json({"targets": rows, "gpus": gpus})
+        print_json({"targets": rows, "gpus": gpus, "gpus_here": here, "no_gpu": reasons})
         return
     width = max(len(name) for name in (*TARGETS, *GPUS))
     for row in rows:
         click.echo(f"{'*' if row['runs_here'] else ' '} {row['name']:<{width}}  {row['summary']}  ({row['triple']})")
     for gpu in GPUS.values():
-        click.echo(f"  {gpu.name:<{width}}  {gpu.summary}  ({gpu.architecture}; to plan for, not yet to compile for)")
+        click.echo(f"  {gpu.name:<{width}}  {gpu.summary}  ({gpu.architecture})")
+    for row in here:
+        click.echo(f"this machine: {row['label']}, {row['memory_bytes'] / 1e9:.1f} GB, --device {row['device']}")
+    if not here:
+        click.echo(f"this machine: no GPU ({'; '.join(row['reason'] for row in reasons)})")
+
+
+def _gpus_here() -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """The GPUs of this machine as rows, and for each kind that it has none of the reason."""
+    from llamac.runtime.gpu.found import gpus_here
+
+    gpus, reasons = gpus_here()
+    rows = [{**dataclasses.asdict(g), "label": g.label, "device": f"{g.kind}:{g.index}"} for g in gpus]
+    return rows, [reason.to_json() for reason in reasons]

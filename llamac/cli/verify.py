@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 @click.argument("artifact")
 @click.option("--threads", type=int, metavar="N", help="CPU threads. [default: one per usable core]")
 @click.option("--target", metavar="NAME", help="Which code in the file to replay with. [default: the best that fits]")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="Where to replay: cpu, cuda, hip.")
 @click.option("--hashes-only", is_flag=True, help="Run nothing from the file: compare bytes and stop.")
 @json_option
-def command(artifact: str, threads: int | None, target: str | None, hashes_only: bool, as_json: bool) -> int:
+def command(
+    artifact: str, threads: int | None, target: str | None, device: str, hashes_only: bool, as_json: bool
+) -> int:
     """Check that ARTIFACT is, byte for byte, what llamac wrote, and that it computes what it did there.
 
     \b
@@ -39,7 +42,7 @@ def command(artifact: str, threads: int | None, target: str | None, hashes_only:
         findings = verify_file(artifact, progress)
     verdicts: list[Verdict] = []
     if not findings and not hashes_only:
-        verdicts = _replay(artifact, threads, target)
+        verdicts = _replay(artifact, threads, target, device)
     certificate = "not replayed" if findings or hashes_only else _replay_certificate(artifact)
     if as_json:
         _print_json(findings, verdicts, hashes_only, certificate)
@@ -50,11 +53,11 @@ def command(artifact: str, threads: int | None, target: str | None, hashes_only:
     return _exit_code(artifact, findings, verdicts)
 
 
-def _replay(artifact: str, threads: int | None, target: str | None) -> list[Verdict]:
+def _replay(artifact: str, threads: int | None, target: str | None, device: str) -> list[Verdict]:
     from llamac.runtime.golden import replay
     from llamac.runtime.loader import load
 
-    with load(artifact, threads=threads, target=target) as model:
+    with load(artifact, threads=threads, target=target, device=device) as model:
         return replay(model)
 
 

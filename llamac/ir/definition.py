@@ -11,7 +11,7 @@ import numpy as np
 from llamac.errors import did_you_mean
 
 from .dims import Dim, DimLike, evaluate
-from .dtypes import DType, round_to
+from .dtypes import I8, DType, round_to
 from .graph import Attribute
 from .types import CacheType, TensorType, Type
 
@@ -186,8 +186,12 @@ def check_type(type: Type) -> None:
     if isinstance(type, TensorType):
         if any(isinstance(d, int) and d < 0 for d in type.shape):
             raise OpError(f"{type} has a negative dimension")
-    elif min(type.layers, type.kv_heads, type.head_dim, type.page) < 1 or type.chunk < 0 or not type.dtype.is_float:
-        raise OpError(f"{type} must hold a positive number of floats")
+    elif min(type.layers, type.kv_heads, type.head_dim, type.page) < 1 or type.chunk < 0:
+        raise OpError(f"{type} must hold a positive number of elements")
+    elif type.dtype is I8 and (type.scale is None or not type.scale.is_float):
+        raise OpError(f"{type} holds integers: it needs scales, `scale = f16`")
+    elif type.dtype is not I8 and (type.scale is not None or not type.dtype.is_float):
+        raise OpError(f"{type} must hold floats without scales, or i8 with them")
     elif type.chunk and type.cross:
         raise OpError(f"{type} cannot have chunks: vision tokens are seen by ranges")
 

@@ -115,7 +115,7 @@ def _may_overflow(weight: Weight) -> bool:
     return weight.producer is not None and weight.producer.opcode in _ROUNDING
 
 
-_ROUNDING = ("block_scales", "block_mins", "cast", "zero_minimum")
+_ROUNDING = ("block_scales", "block_mins", "cast", "zero_minimum", "scale_columns")
 """Ops whose result may be infinite though their operands are not."""
 
 

@@ -13,6 +13,9 @@ from .types import CacheType, TensorType, Type
 AttributeItem = int | float | str | Dim
 Attribute = bool | int | float | str | Dim | DType | tuple[AttributeItem, ...]
 
+STEP_TOP = "step_top"
+"""The step whose head also ranks the logits: what `fuse-head` adds."""
+
 NAME = re.compile(r"[\w.\-]+")
 """What the text form can hold as a name of a weight, a graph or an argument."""
 
@@ -222,6 +225,11 @@ class Module:
     def main(self) -> Graph:
         """The graph that the others are parts of: `@step`, or `@encode_image` of an image encoder."""
         return self.graphs["step" if "step" in self.graphs else "encode_image"]
+
+    @property
+    def entries(self) -> list[Graph]:
+        """The graphs that are run from outside: the main one, and `@step_top` where there is one."""
+        return [self.main, *(graph for name, graph in self.graphs.items() if name == STEP_TOP)]
 
     def ops(self) -> Iterator[tuple[Graph, Op]]:
         """Every op of every graph, in order."""

@@ -57,9 +57,10 @@ class Interpreter:
         return self._run(target, [inputs[a.name] for a in target.arguments], {})
 
     def override(self, name: str, value: Array) -> None:
-        """Use `value`, in the weight's shape, instead of what weight `name` is defined as."""
+        """Use `value`, in the weight's shape, instead of what weight `name` is defined as; in exact mode f64 stays."""
         weight = self.module.weights[name]
-        self._weights[weight] = self._widened(value, weight.tensor)
+        is_exact = self.exact and value.dtype == np.float64
+        self._weights[weight] = value if is_exact else self._widened(value, weight.tensor)
 
     def _run(self, graph: Graph, inputs: list[Any], symbols: Mapping[str, int]) -> list[Any]:
         bound = dict(symbols)

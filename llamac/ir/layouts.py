@@ -4,6 +4,8 @@ A panel holds 16 output rows over the whole K, so that one vector lane is one ou
 stream. Panels follow each other; N is padded to 16 with zeros. Inside a panel:
 
 * dense (`f32 f16 bf16`): [k][16] elements. `e4m3fn`: [k][16] bytes, then 16 f32 row scales.
+* in pairs (`bf16x2 e4m3fnx2`): [k / 2][16][2] elements, K padded to even; e4m3fn then 16 f32 row scales. Inputs are
+  rounded to bf16 and multiplied two at a time.
 * grouped (`i4g32s16m16`: quants, group, scale bits, min bits): sections quants | scales | mins, each at a multiple of
   64 bytes. 4-bit quants: 64-byte vector j covers k = 8j..8j+7; lane n, byte b holds k = 8j+b low and 8j+4+b high.
   8-bit quants: vector j covers k = 4j..4j+3. Signed quants are stored with 8 or 128 added. Scales, mins: [group][16].
@@ -23,6 +25,9 @@ LAYOUT = "cpu-panel16"
 PANEL = 16
 _SECTION = 64
 _DENSE = {t.name: t for t in (F32, F16, BF16, E4M3FN)}
+_PAIRS = {f"{t.name}x2": t for t in (BF16, E4M3FN)}
+IN_PAIRS = {t.name: name for name, t in _PAIRS.items()}
+"""Dense format -> the one that holds the same weights in pairs, for inputs in bf16."""
 _QUANTS = {t.name: t for t in (I4, U4, I8, U8)}
 _FLOATS = {16: F16, 32: F32}
 
@@ -33,13 +38,17 @@ def _padded(size: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """One packed format. `group` is 0 for the dense ones; `minimum` is None for symmetric quants."""
+    """One packed format. `group` is 0 for the dense ones; `minimum` is None for symmetric quants.
+
+    `in_pairs`: dense, multiplied with inputs rounded to bf16.
+    """
 
     name: str
     quants: DType
     group: int = 0
     scale: DType | None = None
     minimum: DType | None = None
+    in_pairs: bool = False
 
     @property
     def is_dense(self) -> bool:
@@ -56,7 +65,9 @@ class WeightFormat:
         return {"i4": 8, "i8": 128}.get(self.quants.name, 0)
 
     def padded_columns(self, columns: int) -> int:
-        """K as stored: a whole number of groups and of 32-wide blocks; of 4 for e4m3fn."""
+        """K as stored: a whole number of groups and of 32-wide blocks; of 4 for e4m3fn; of 2 in pairs."""
+        if self.in_pairs:
+            return _padded(columns, 2)
         if self.is_dense:
             return _padded(columns, 4) if self.quants is E4M3FN else columns
         return _padded(columns, max(self.group, 32))
@@ -88,6 +99,8 @@ def format_of(name: str) -> WeightFormat:
     """The format called `name` (OpError for a malformed name)."""
     if name in _DENSE:
         return WeightFormat(name, _DENSE[name])
+    if name in _PAIRS:
+        return WeightFormat(name, _PAIRS[name], in_pairs=True)
     found = re.fullmatch(r"(i4|u4|i8|u8)g(16|32|64|128)s(16|32)(?:m(16|32))?", name)
     if not found:
         raise OpError(f"'{name}' is not a weight format such as bf16, e4m3fn or i4g32s16")
@@ -114,7 +127,10 @@ def pack(fmt: WeightFormat, values: np.ndarray, scale: np.ndarray | None, minimu
         stored[:rows, :columns] = values
     _, scales_at, mins_at, _ = fmt.sections(columns)
     lanes = stored.reshape(panels, PANEL, k)
-    if fmt.is_dense:
+    if fmt.in_pairs:
+        pairs = lanes.reshape(panels, PANEL, k // 2, 2).transpose(0, 2, 1, 3)
+        body = np.ascontiguousarray(pairs).view(np.uint8).reshape(panels, -1)
+    elif fmt.is_dense:
         body = np.ascontiguousarray(lanes.transpose(0, 2, 1)).view(np.uint8).reshape(panels, -1)
     else:
         body = _pack_quants(lanes, fmt)
@@ -155,7 +171,9 @@ def unpack(fmt: WeightFormat, packed: np.ndarray, rows: int, columns: int) -> np
     _, scales_at, mins_at, _ = fmt.sections(columns)
     if fmt.is_dense:
         body = np.ascontiguousarray(packed[:, : k * PANEL * fmt.quants.bits // 8]).view(fmt.quants.storage)
-        values = widen(body).reshape(panels, k, PANEL).transpose(0, 2, 1).reshape(panels * PANEL, k)
+        width = 2 if fmt.in_pairs else 1
+        lanes = widen(body).reshape(panels, k // width, PANEL, width).transpose(0, 2, 1, 3)
+        values = lanes.reshape(panels * PANEL, k)
         if fmt.quants is E4M3FN:
             values = values * _take_rows(packed, scales_at, 1, F32)
         return np.asarray(values[:rows, :columns])

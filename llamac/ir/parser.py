@@ -374,13 +374,26 @@ class _Parser:
         if dtype not in DTYPES:
             self.index -= 1
             self.fail(f"unknown dtype '{dtype}'{did_you_mean(dtype, DTYPES)}")
+        scale = self._cache_scale()
         self.expect(">")
-        found = CacheType(layers, kv_heads, head_dim, page, DTYPES[dtype], chunk, is_cross)
+        found = CacheType(layers, kv_heads, head_dim, page, DTYPES[dtype], chunk, is_cross, scale)
         try:
             check_type(found)
         except OpError as error:
             self.fail(str(error))
         return found
+
+    def _cache_scale(self) -> DType | None:
+        """`, scale = f16` at the end of a cache type; None where there is none."""
+        if not self.peek(","):
+            return None
+        for text in (",", "scale", "="):
+            self.expect(text)
+        name = self.expect_kind("word")
+        if name not in DTYPES:
+            self.index -= 1
+            self.fail(f"unknown dtype '{name}'{did_you_mean(name, DTYPES)}")
+        return DTYPES[name]
 
     def _number(self, name: str) -> int:
         """`name = 1,` inside a cache type."""

@@ -47,6 +47,7 @@ class CacheType:
 
     chunk: a row sees only the block of `chunk` positions that its own lies in; 0: everything before it.
     cross: it holds vision tokens, of which each row sees a range of its own; positions count those.
+    scale: of integers, the dtype of the scale that each key and each value of a head has; integers need one.
     """
 
     layers: int
@@ -56,12 +57,13 @@ class CacheType:
     dtype: DType
     chunk: int = 0
     cross: bool = False
+    scale: DType | None = None
 
     def __str__(self) -> str:
         kind = "cross, " if self.cross else f"chunk = {self.chunk}, " if self.chunk else ""
         return (
             f"kv_cache<layers = {self.layers}, kv_heads = {self.kv_heads}, head_dim = {self.head_dim}, "
-            f"page = {self.page}, {kind}{self.dtype.name}>"
+            f"page = {self.page}, {kind}{self.dtype.name}{f', scale = {self.scale}' if self.scale else ''}>"
         )
 
     @property
@@ -75,8 +77,9 @@ class CacheType:
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page: K and V of `page` tokens in every layer."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.page * self.dtype.bits // 8
+        """Bytes of one page: K and V of `page` tokens in every layer, and their scales."""
+        head_bits = self.head_dim * self.dtype.bits + (self.scale.bits if self.scale else 0)
+        return 2 * self.layers * self.kv_heads * self.page * head_bits // 8
 
 
 Type = TensorType | CacheType

@@ -29,14 +29,18 @@ class Arena:
 
 
 def plan_arena(
-    config: LlamaConfig, encodings: Mapping[str, str], quantization: Quantization, step_tokens: int
+    config: LlamaConfig, encodings: Mapping[str, str], quantization: Quantization, step_tokens: int, gpu: str = ""
 ) -> Arena:
-    """The arena on a CPU target, of the encoder and of a step of at most `step_tokens` tokens: they share it."""
+    """The arena of a step of at most `step_tokens` tokens, on a CPU, where the encoder shares it, or on a GPU."""
     from llamac.driver import compile_graph
+    from llamac.gpu_side import arena_on
 
     few = few_layers(config, encodings)
     try:
         checkpoint = replace(random_checkpoint(few.config, 0), tensors=small_tensors(few.config, few.encodings))
+        if gpu:
+            graph = compile_graph(checkpoint, quantization, None, step_tokens, None, [], kind="gpu")
+            return Arena(arena_on(graph, gpu), ())
         graph = compile_graph(checkpoint, quantization, None, step_tokens, None, [])
         return Arena(graph.limits.arena_bytes, _image_parts(graph, few))
     except LlamacError as error:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from llamac.errors import LlamacError
 from llamac.ir.gguf_blocks import BLOCKS
-from llamac.ir.layouts import WeightFormat, format_of, grouped_name
+from llamac.ir.layouts import IN_PAIRS, format_of, grouped_name
+from llamac.ir.row_layouts import RowLayout
 from llamac.passes.pipelines import Quantization
 
 PANEL16 = "cpu-panel16"
-PLAIN = "plain"
-"""Layouts: that of the CPU targets, to the byte; and plain rows with their scales, for targets whose layout is open."""
+ROWS16 = "gpu-rows16"
+"""Layouts: those of the CPU and of the GPU targets, to the byte."""
 
 DENSE = ("f32", "f16", "bf16", "e4m3fn")
 
@@ -47,30 +48,20 @@ def packed_format(encoding: str, quantization: Quantization, is_table: bool = Fa
 
 def matrix_bytes(name: str, rows: int, columns: int, layout: str) -> int:
     """Bytes of a rows x columns matrix in a format, in a layout."""
-    form = format_of(name)
-    return form.packed_bytes(rows, columns) if layout == PANEL16 else _plain_bytes(form, rows, columns)
-
-
-def _plain_bytes(form: WeightFormat, rows: int, columns: int) -> int:
-    bits = columns * form.quants.bits
-    if form.is_dense:
-        bits += 32 if form.name == "e4m3fn" else 0
-    else:
-        assert form.scale is not None
-        groups = -(-columns // form.group)
-        bits += groups * (form.scale.bits + (form.minimum.bits if form.minimum else 0))
-    return rows * (-(-bits // 8))
+    if layout == PANEL16:
+        return format_of(IN_PAIRS.get(name, name)).packed_bytes(rows, columns)
+    return RowLayout(format_of(name), rows, columns).bytes
 
 
 def math_of(name: str, on_gpu: bool) -> str:
     """The type in which a weight of this format is multiplied.
 
-    CPU code quantizes activations to int8 for integer weights and keeps them in f32 for all others. On a GPU 4-bit
-    weights are widened to bf16 before the tensor cores see them.
+    CPU code quantizes activations to int8 for integer weights, rounds them to bf16 for bf16 and fp8 weights and keeps
+    them in f32 for all others. On a GPU 4-bit weights are widened to bf16 before the tensor cores see them.
     """
     form = format_of(name)
     if not on_gpu:
-        return "f32" if form.is_dense else "int8"
+        return "int8" if not form.is_dense else "bf16" if name in IN_PAIRS else "f32"
     if form.is_dense:
         return "fp8" if name == "e4m3fn" else name
     return "int8" if form.quants.bits == 8 else "bf16"

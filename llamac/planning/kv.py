@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llamac.models.llama.config import LlamaConfig
 from llamac.models.llama.vision_config import MllamaVision
 from llamac.passes.lower_kv_cache import PAGE
+from llamac.passes.quantize_kv import float_kv
 
 KV_BITS: Mapping[str, tuple[int, int]] = {
     "f32": (32, 0),
@@ -18,8 +19,8 @@ KV_BITS: Mapping[str, tuple[int, int]] = {
 }
 """Cache type -> bits of an element, and bits of the scale that every head of every position has beside them."""
 
-COMPILED_KV = ("f32", "f16", "bf16")
-"""Cache types that `llamac compile` takes today."""
+COMPILED_KV = ("f32", "f16", "bf16", "int8")
+"""Cache types that `llamac compile` takes today, int8 on CPUs; vision tokens stay f16 then."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def kv_groups(
         groups.append(KvGroup("chunked", chunked, heads, config.head_dim, dtype, kept, PAGE))
     if config.cross_layers and isinstance(config.vision, MllamaVision) and images:
         tokens = images * config.vision.max_tiles * config.vision.tile_tokens
-        groups.append(KvGroup("cross", len(config.cross_layers), heads, config.head_dim, dtype, tokens, PAGE))
+        groups.append(KvGroup("cross", len(config.cross_layers), heads, config.head_dim, float_kv(dtype), tokens, PAGE))
     return tuple(groups)
 
 

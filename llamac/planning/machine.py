@@ -10,7 +10,7 @@ from llamac.errors import LlamacError, did_you_mean
 from llamac.host import cpu_features, machine_architecture
 from llamac.target import GPUS, TARGETS, best_target
 
-from .formats import PANEL16, PLAIN
+from .formats import PANEL16, ROWS16
 from .work import Work
 
 
@@ -18,8 +18,7 @@ from .work import Work
 class Machine:
     """One device. None and missing peaks mean unknown; rates are bytes and operations a second.
 
-    code_bytes: about what compiled code takes, with the context of the driver on a GPU. compiles: whether
-    `llamac compile` has a backend for it.
+    code_bytes: about what compiled code takes, with the context of the driver on a GPU.
     """
 
     name: str
@@ -31,7 +30,6 @@ class Machine:
     link_bandwidth: float | None = None
     code_bytes: int = 0
     layout: str = PANEL16
-    compiles: bool = True
 
     @property
     def is_gpu(self) -> bool:
@@ -51,7 +49,7 @@ def find_machine(name: str) -> Machine:
     if name in GPUS:
         g = GPUS[name]
         rates = (g.memory_bytes, g.bandwidth, g.peaks, g.link_bandwidth)
-        return Machine(name, g.kind, f"{g.summary}, {g.architecture}", *rates, GPU_CODE_BYTES, PLAIN, compiles=False)
+        return Machine(name, g.kind, f"{g.summary}, {g.architecture}", *rates, GPU_CODE_BYTES, ROWS16)
     if name == "cpu":
         architecture = machine_architecture()
         row = best_target(architecture, cpu_features(architecture))

@@ -10,6 +10,7 @@ from typing import Any
 
 from llamac.models.llama.config import LlamaConfig
 from llamac.passes.pipelines import Quantization
+from llamac.passes.quantize_kv import QUANTIZED_KV
 
 from .arena import Arena, estimate_arena, plan_arena
 from .kv import COMPILED_KV, KvGroup, kv_groups
@@ -40,7 +41,7 @@ class Subject:
     stored: Mapping[str, int] = field(default_factory=dict)
     _parts: dict[tuple[Quantization, int], tuple[Part, ...]] = field(default_factory=dict)
     _counted: dict[tuple[Quantization, int], tuple[Part, ...]] = field(default_factory=dict)
-    _arenas: dict[tuple[Quantization, int], Arena] = field(default_factory=dict)
+    _arenas: dict[tuple[Quantization, int, str], Arena] = field(default_factory=dict)
 
     def parts(self, request: Request, machine: Machine) -> tuple[Part, ...]:
         """The weights on one device."""
@@ -52,12 +53,13 @@ class Subject:
     def arena(self, request: Request, machine: Machine) -> Arena:
         """The arena on one device, and the weights of the image side: the compiler's own on a CPU, else estimates."""
         steps = request.max_step_tokens
-        if machine.is_gpu:
-            reason = "no backend plans memory for this target yet"
+        if request.tp > 1:
+            reason = "no backend divides a model among devices yet"
             return Arena(estimate_arena(self.config, steps, request.tp), self._image_parts(request), reason)
-        key = (request.quantization, steps)
+        gpu = machine.name if machine.is_gpu else ""
+        key = (request.quantization, steps, gpu)
         if key not in self._arenas:
-            self._arenas[key] = plan_arena(self.config, self.encodings, request.quantization, steps)
+            self._arenas[key] = plan_arena(self.config, self.encodings, request.quantization, steps, gpu)
         return self._arenas[key]
 
     def _image_parts(self, request: Request) -> tuple[Part, ...]:
@@ -148,7 +150,7 @@ def plan_memory(subject: Subject, request: Request, machine: Machine) -> tuple[M
     arena = subject.arena(request, machine)
     memory = Memory(
         weights=sum(bytes_by_role(parts, machine.layout).values()),
-        kv=request.batch * sum(group.bytes for group in groups),
+        kv=request.batch * sum(group.bytes for group in groups) + _padding(machine, groups),
         arena=arena.bytes,
         logits=4 * request.batch * config.vocab_size,
         code=machine.code_bytes,
@@ -158,18 +160,21 @@ def plan_memory(subject: Subject, request: Request, machine: Machine) -> tuple[M
     return memory, groups
 
 
+def _padding(machine: Machine, groups: tuple[KvGroup, ...]) -> int:
+    """The page of each cache that the rows write to which fill up a step on a GPU."""
+    return sum(group.page_bytes for group in groups) if machine.is_gpu else 0
+
+
 def _estimated(request: Request, machine: Machine, arena: Arena) -> dict[str, str]:
     found = {"code": "an upper bound of what is usual" if not machine.is_gpu else "what the driver usually takes"}
     if arena.estimated:
         found["arena"] = arena.estimated
-    if machine.is_gpu:
-        found["weights"] = "rows and their scales, without padding: the layout for this target is open"
+    if machine.is_gpu and request.tp > 1:
+        found["weights"] = "no backend divides a model among devices yet"
     elif arena.estimated and arena.image_parts:
         found["weights"] = f"the image encoder is counted as its weights are stored; {arena.estimated}"
-    if request.kv_dtype not in COMPILED_KV:
+    if request.kv_dtype not in COMPILED_KV or (machine.is_gpu and request.kv_dtype == QUANTIZED_KV):
         found["kv"] = f"a cache of {request.kv_dtype} is not compiled yet; one scale a head where it has scales"
-    elif machine.is_gpu:
-        found["kv"] = "pages as on a CPU: the layout for this target is open"
     return found
 
 

@@ -12,9 +12,11 @@ from llamac.models.llama.weights import expected_shapes
 from llamac.passes.pipelines import Quantization
 
 from .few_layers import image_shapes
-from .formats import DENSE, matrix_bytes, packed_format
+from .formats import DENSE, PANEL16, ROWS16, matrix_bytes, packed_format
 
-ALIGNMENT = 64
+ALIGNMENT = {PANEL16: 64, ROWS16: 256}
+"""Layout -> what the offset of each weight is a multiple of."""
+
 ROLES = tuple("embedding,attention,cross-attention,mlp,experts,shared expert,router,norms,head,vision".split(","))
 """What weights are for, in the order of printing. A tied head is part of the embedding."""
 
@@ -49,7 +51,8 @@ class Part:
 
     def bytes(self, layout: str) -> int:
         """Bytes of all `count` in a layout, each at its alignment."""
-        return self.count * -(-self.one(layout) // ALIGNMENT) * ALIGNMENT
+        unit = ALIGNMENT[layout]
+        return self.count * -(-self.one(layout) // unit) * unit
 
     def one(self, layout: str) -> int:
         """Bytes of one."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from llamac.ir.definition import Array
 from llamac.ir.dtypes import DTYPES, E4M3FN, I4, I8, U4, U8, DType, round_to, widen
+from llamac.ir.evaluator import WeightEvaluator
 from llamac.ir.graph import Weight
 
 from .base import Pass
@@ -24,14 +25,36 @@ _RANGES: dict[DType, tuple[int, int]] = {I4: (-8, 7), U4: (0, 15), I8: (-127, 12
 
 
 def is_recoded(weight: Weight, origin: str) -> bool:
-    """Whether `weight` is @origin stored otherwise (quantized or cast), not with its rows moved."""
+    """Whether `weight` is @origin stored otherwise (quantized, cast or scaled), not with its rows moved."""
     producer = weight.producer
     if producer is None:
         return False
-    if producer.opcode == "cast":
+    if producer.opcode in ("cast", "scale_columns"):
         return producer.operands[0].name == origin
     quants = producer.operands[0].producer if producer.opcode == "dequantize" else None
     return quants is not None and quants.opcode in ("group_quants", "row_quants") and quants.operands[0].name == origin
+
+
+def column_factors(weight: Weight, evaluator: WeightEvaluator) -> Array | None:
+    """What `scale_columns` multiplied the columns of `weight` by, f64 [columns]; None where it did not make it."""
+    producer = weight.producer
+    if producer is None or producer.opcode != "scale_columns":
+        return None
+    factors = producer.operands[1]
+    assert isinstance(factors, Weight)
+    return np.asarray(widen(evaluator.whole(factors)), np.float64)
+
+
+def stand_in(weight: Weight, old: Array, evaluator: WeightEvaluator) -> Array:
+    """What has to stand for `old` in the graph before, so that it computes with the values of `weight`.
+
+    Those values themselves, but of scaled columns what the graph before, which scales them elsewhere, makes them of.
+    """
+    new, factors = evaluator.whole(weight), column_factors(weight, evaluator)
+    if factors is None:
+        return new
+    kept = widen(old).astype(np.float64)
+    return np.asarray(np.divide(np.asarray(widen(new), np.float64), factors, out=kept, where=factors != 0))
 
 
 def rounding_ratio(weight: Weight, old: Array, new: Array, item: Pass) -> float:
@@ -44,7 +67,7 @@ def rounding_ratio(weight: Weight, old: Array, new: Array, item: Pass) -> float:
         return float("inf")
     producer = weight.producer
     assert producer is not None
-    if producer.opcode == "cast":
+    if producer.opcode in ("cast", "scale_columns"):
         dtype = DTYPES.get(str(getattr(item, "dtype", "")), weight.tensor.dtype)
         nearest = round_to(before.astype(np.float32), dtype)
         return 0.0 if np.array_equal(nearest, after.astype(np.float32)) else float("inf")

@@ -19,11 +19,12 @@ import numpy as np
 
 from llamac.errors import LlamacError
 from llamac.ir.definition import Array
-from llamac.ir.dtypes import F32
+from llamac.ir.dtypes import BF16, F32
 from llamac.ir.evaluator import RowReader, WeightEvaluator
 from llamac.ir.graph import Module, Weight
 from llamac.ir.interpreter import Interpreter
 from llamac.ir.kv_groups import empty_caches, kv_groups
+from llamac.ir.layouts import IN_PAIRS
 from llamac.ir.levels import KERNEL, LOWERING
 from llamac.ir.parser import parse_module
 from llamac.ir.printer import print_module
@@ -34,12 +35,13 @@ from .base import Pass, PassContext, PassResult
 from .matrices import matrices
 from .pictures import PAST, Pictures
 from .pipeline import Instrument, Step, run_pipeline
-from .rounding import is_recoded, rounding_ratio
+from .ranked_step import run_step
+from .rounding import column_factors, is_recoded, rounding_ratio, stand_in
 
 EXACT_BOUND = 1e-10
 """Largest difference of a logit in exact mode, relative to the largest logit."""
 
-_CACHE_DTYPE = re.compile(r"(kv_cache<[^<>]*, )\w+>")
+_CACHE_DTYPE = re.compile(r"(kv_cache<[^<>]*?, )\w+(?:, scale = \w+)?>")
 
 _LOOK = "`llamac opt --explain` and `--print-ir-after` show what the pass did"
 
@@ -115,11 +117,11 @@ class Validator(Instrument):
         """Validate every step (LLC0507 for the first that does not hold)."""
         rounded_before = self.logits(module, exact=False)
         exact = self._before = self.logits(module, exact=True)
-        factor = DTYPE_FACTOR if _is_narrow(module) else F32_FACTOR
+        factor, in_bf16 = DTYPE_FACTOR if _is_narrow(module) else F32_FACTOR, _computes_in_bf16(module)
         self._text = print_module(module)
         run_pipeline(module, steps, PassContext(self.read_rows), instruments=[*instruments, self])
         changed_weights = any(v.against == "its own weights" for v in self.verdicts)
-        if not changed_weights and not _quantizes_activations(module):
+        if not changed_weights and not _rounds_activations(module, in_bf16):
             self._check_rounding(module, exact, rounded_before, factor)
         return self.verdicts
 
@@ -138,7 +140,8 @@ class Validator(Instrument):
         if replaced:
             self._judge_weights(item, replaced)
             evaluator = WeightEvaluator(self.read_rows)
-            values = {origin: evaluator.whole(weight) for origin, weight in replaced.items()}
+            old = {origin: evaluator.whole(self._matrices[origin]) for origin in replaced}
+            values = {origin: stand_in(weight, old[origin], evaluator) for origin, weight in replaced.items()}
             self._judge(item.name, found, self._on_weights(values), "its own weights")
         else:
             self._judge(item.name, found, self._before, "the graph before")
@@ -179,6 +182,8 @@ class Validator(Instrument):
         evaluator = WeightEvaluator(self.read_rows)
         for origin, weight in replaced.items():
             old, new = (evaluator.whole(w) for w in (self._matrices[origin], weight))
+            if (factors := column_factors(weight, evaluator)) is not None:
+                old = old.astype(np.float64) * factors
             ratio = rounding_ratio(weight, old, new, item)
             if not ratio <= largest:
                 largest, worst = ratio, weight.name
@@ -270,11 +275,11 @@ class Validator(Instrument):
             if group.type.cross:
                 pictures.fill(group, caches[group.cache.name], tables[group.tables.name])
         found: list[list[Array]] = [[] for _ in sequences]
-        for rows in self.scenario.partitions(groups[0].type.page):
+        for number, rows in enumerate(self.scenario.partitions(groups[0].type.page)):
             # The rows whose logits are wanted are asked for in another order than the tokens'.
             wanted = np.roll(np.arange(len(rows), dtype=np.int32)[::-1], len(rows) // 3)
             inputs = {**self._rows(rows, wanted), **pictures.of_rows(graph, rows)}
-            logits, *states = interpreter.run({**inputs, **tables, **caches})
+            logits, states = run_step(interpreter, {**inputs, **tables, **caches}, number)
             caches = dict(zip(caches, states, strict=True))
             ordered = dict(zip(wanted.tolist(), logits, strict=True))
             for place, (index, _) in enumerate(rows):
@@ -333,5 +338,18 @@ def _error_ratio(found: Array, allowed: Array) -> float:
     return float(np.exp(np.mean(np.log(found_rms / allowed_rms))))
 
 
-def _quantizes_activations(module: Module) -> bool:
-    return any(op.opcode.endswith(("quantize_rows", "_quantized")) for _, op in module.ops())
+def _computes_in_bf16(module: Module) -> bool:
+    """Whether all products of a captured graph are bf16."""
+    return all(op.result.tensor.dtype is BF16 for _, op in module.ops() if op.opcode == "matmul")
+
+
+def _rounds_activations(module: Module, in_bf16: bool) -> bool:
+    """Whether activations are rounded on purpose: to int8, or to bf16 in a model that does not hold them so anyway."""
+    for _, op in module.ops():
+        if op.opcode.endswith(("quantize_rows", "_quantized")):
+            return True
+        if not in_bf16 and op.opcode != "pack" and "format" in op.attributes:
+            name = str(op.attributes["format"])
+            if name in IN_PAIRS.values():
+                return True
+    return False

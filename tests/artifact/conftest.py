@@ -57,6 +57,11 @@ def make_manifest() -> dict[str, Any]:
                 ],
             }
         ],
+        "gpu": {
+            "ir": "tokenizer/vocabulary.json",
+            "passes": [],
+            "memory": {"arena_bytes": 4096, "weight_bytes": 8192, "weight_bytes_per_token": 8192},
+        },
         "image": {
             "ir": "tokenizer/vocabulary.json",
             "pixels": [1, 3, 4, 4],

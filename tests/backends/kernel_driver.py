@@ -118,12 +118,13 @@ def aligned(array: Array) -> Array:
 
 
 class Library:
-    """The driver as a shared library for this host."""
+    """The driver as a shared library for this host; `before` is C text that comes before the kernels."""
 
-    def __init__(self, cases: Sequence[Case], cpu: str, folder: Path) -> None:
-        self.path = folder / f"{cpu}.so"
+    def __init__(self, cases: Sequence[Case], cpu: str, folder: Path, before: str = "") -> None:
+        self.path = folder / f"{cpu}{'-changed' if before else ''}.so"
         self.index = {case.name: i for i, case in enumerate(cases)}
-        compile_shared_library(driver_sources(cases), triple="x86_64-linux-gnu.2.28", cpu=cpu, out=self.path)
+        sources = {name: before + text for name, text in driver_sources(cases).items()}
+        compile_shared_library(sources, triple="x86_64-linux-gnu.2.28", cpu=cpu, out=self.path)
         self.code = ctypes.CDLL(str(self.path))
         self.code.llamac_test_pool.restype = ctypes.c_void_p
         self.code.llamac_test_close.argtypes = [ctypes.c_void_p]

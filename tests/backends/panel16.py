@@ -61,6 +61,31 @@ def dense_linear(x: Array, matrix: Array, row_scale: Array | None = None) -> Arr
     return acc if row_scale is None else acc * row_scale
 
 
+def pack_pairs(matrix: Array, row_scale: Array | None = None) -> Array:
+    """[n, k] of bf16 or e4m3fn into panels of pairs; `row_scale` [n] goes with e4m3fn only."""
+    padded = np.zeros((matrix.shape[0], round_up(matrix.shape[1], 2)), matrix.dtype)
+    padded[:, : matrix.shape[1]] = matrix
+    panels = _panels(padded)
+    pairs = panels.reshape(len(panels), 16, -1, 2).transpose(0, 2, 1, 3)
+    if row_scale is None:
+        return np.concatenate([_padded_bytes(panel) for panel in pairs])
+    scales = _panels(row_scale[:, None])[:, :, 0]
+    parts = zip(pairs, scales, strict=True)
+    return np.concatenate([part for panel, scale in parts for part in (_padded_bytes(panel), _padded_bytes(scale))])
+
+
+def pairs_linear(x: Array, matrix: Array, row_scale: Array | None = None) -> Array:
+    """x [rows, k] rounded to bf16 times matrix [n, k] transposed, by the contract's chain: odd inputs before even."""
+    inputs = x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    weights = matrix.astype(np.float32)
+    acc = np.zeros((x.shape[0], weights.shape[0]), np.float32)
+    for pair in range(0, x.shape[1], 2):
+        for k in (pair + 1, pair):
+            if k < x.shape[1]:
+                acc = fma(inputs[:, k : k + 1], weights[None, :, k], acc)
+    return acc if row_scale is None else acc * row_scale
+
+
 @dataclass(frozen=True)
 class Grouped:
     """A group-quantized format, `i4g32s16m16`: bits, sign, group, and the widths of scales and mins (0: none)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -17,10 +18,20 @@ from panel16 import (
     dense_linear,
     grouped_linear,
     pack_dense,
+    pack_pairs,
+    pairs_linear,
     quantize_rows,
 )
 
 DENSE = [("f32", 40, 21), ("f32", 96, 64), ("f16", 33, 7), ("bf16", 100, 50), ("bf16", 16, 33), ("e4m3fn", 50, 37)]
+PAIRS = [
+    ("bf16", 40, 21),
+    ("bf16", 96, 64),
+    ("bf16", 17, 1),
+    ("bf16", 50, 700),
+    ("e4m3fn", 40, 37),
+    ("e4m3fn", 33, 600),
+]
 GROUPED = [
     (Grouped(4, True, 32, 16, 0), 40, 100),
     (Grouped(4, True, 32, 16, 16), 33, 64),
@@ -34,7 +45,10 @@ GROUPED = [
     (Grouped(8, True, 16, 16, 0), 50, 33),
     (Grouped(8, False, 32, 32, 16), 18, 70),
     (Grouped(8, False, 128, 16, 32), 34, 200),
+    (Grouped(4, True, 32, 16, 16), 48, 1100),
+    (Grouped(8, True, 128, 16, 0), 33, 1100),
 ]
+"""The last ones have inputs of several sections."""
 ATTENTION = [
     (3, 3, 16, "f32", 0),
     (9, 3, 64, "f32", 0),
@@ -61,13 +75,13 @@ def grouped_name(case: tuple[Grouped, int, int]) -> str:
 
 def _dense_cases() -> list[Case]:
     cases = []
-    for case in DENSE:
-        kind, n, k = f"LLAMAC_{case[0].upper()}", case[1], case[2]
-        shape = f"{n}, {k}, {kind}"
+    for case, suffix in [*((case, "") for case in DENSE), *((case, "_PAIRS") for case in PAIRS)]:
+        kind, n, k = f"LLAMAC_{case[0].upper()}{suffix}", case[1], case[2]
+        shape, name = f"{n}, {k}, {kind}", f"{dense_name(case)}{suffix}"
         call = f"llamac_linear_dense(th, B(float, 0), {n + 3}, B(float, 1), {k + 1}, S(0), B(uint8_t, 2), {shape}"
-        cases.append(Case(f"linear-{dense_name(case)}", f"{call}, S(1) ? B(float, 0) : NULL);"))
+        cases.append(Case(f"linear-{name}", f"{call}, S(1) ? B(float, 0) : NULL);"))
         gather = f"llamac_embedding_dense(th, B(float, 0), {k}, B(int32_t, 1), S(0), B(uint8_t, 2), {shape});"
-        cases.append(Case(f"embedding-{dense_name(case)}", gather))
+        cases.append(Case(f"embedding-{name}", gather))
     return cases
 
 
@@ -141,19 +155,36 @@ def test_instruction_sets_that_were_run(runners: dict[str, Runner], cpu: str) ->
 
 @pytest.mark.parametrize("case", DENSE, ids=dense_name)
 def test_linear_dense(runners: dict[str, Runner], case: tuple[str, int, int]) -> None:
+    _check_linear(runners, case, "", pack_dense, dense_linear)
+
+
+@pytest.mark.parametrize("case", PAIRS, ids=dense_name)
+def test_linear_in_pairs(runners: dict[str, Runner], case: tuple[str, int, int]) -> None:
+    """The hardware's bf16 dot products give the bits of two fused multiply-adds, odd input first."""
+    _check_linear(runners, case, "_PAIRS", pack_pairs, pairs_linear)
+
+
+def _check_linear(
+    runners: dict[str, Runner],
+    case: tuple[str, int, int],
+    suffix: str,
+    pack: Callable[[Array, Array | None], Array],
+    linear: Callable[[Array, Array, Array | None], Array],
+) -> None:
     kind, n, k = case
     random = np.random.default_rng(1)
     x = random.standard_normal((ROWS, k)).astype(np.float32)
     matrix = random.standard_normal((n, k)).astype(DENSE_TYPES[kind])
     row_scale = random.uniform(0.5, 2, n).astype(np.float32) if kind == "e4m3fn" else None
     residual = random.standard_normal((ROWS, n)).astype(np.float32)
-    weights, expected = pack_dense(matrix, row_scale), dense_linear(x, matrix, row_scale)
+    weights, expected = pack(matrix, row_scale), linear(x, matrix, row_scale)
 
     for add in (0, 1):
 
         def run(runner: Runner, threads: int, rows: int, add: int = add) -> Array:
             y = strided(residual[:rows], n + 3)
-            runner.run(f"linear-{dense_name(case)}", threads, [rows, add], [y, strided(x[:rows], k + 1), weights])
+            name = f"linear-{dense_name(case)}{suffix}"
+            runner.run(name, threads, [rows, add], [y, strided(x[:rows], k + 1), weights])
             assert (y[:, n:] == 7777).all(), "wrote beyond the outputs"
             return np.ascontiguousarray(y[:, :n])
 
@@ -194,10 +225,24 @@ def test_grouped_oracle_is_near_the_real_product(case: tuple[Grouped, int, int])
     assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
 
 
+@pytest.mark.parametrize("case", PAIRS, ids=dense_name)
+def test_embedding_in_pairs(runners: dict[str, Runner], case: tuple[str, int, int]) -> None:
+    _check_embedding(runners, case, "_PAIRS", pack_pairs)
+
+
 @pytest.mark.parametrize(
     "case", [*DENSE, *GROUPED], ids=lambda case: dense_name(case) if isinstance(case[0], str) else grouped_name(case)
 )
 def test_embedding(runners: dict[str, Runner], case: tuple[Any, int, int]) -> None:
+    _check_embedding(runners, case, "", pack_dense)
+
+
+def _check_embedding(
+    runners: dict[str, Runner],
+    case: tuple[Any, int, int],
+    suffix: str,
+    pack: Callable[[Array, Array | None], Array],
+) -> None:
     kind, n, k = case
     random = np.random.default_rng(4)
     if isinstance(kind, Grouped):
@@ -206,7 +251,7 @@ def test_embedding(runners: dict[str, Runner], case: tuple[Any, int, int]) -> No
     else:
         dense = random.standard_normal((n, k)).astype(DENSE_TYPES[kind])
         row_scale = random.uniform(0.5, 2, n).astype(np.float32) if kind == "e4m3fn" else None
-        name, weights, values = dense_name(case), pack_dense(dense, row_scale), dense.astype(np.float32)
+        name, weights, values = dense_name(case) + suffix, pack(dense, row_scale), dense.astype(np.float32)
         values = values if row_scale is None else values * row_scale[:, None]
     ids = random.integers(0, n, ROWS).astype(np.int32)
     ids[:2] = 0, n - 1
@@ -436,7 +481,8 @@ def _filled_cache(keys: Array, values: Array, positions: Array, sequences: Array
     cache = np.full((PAGES, LAYERS, kv_heads, 2, dim * 256), np.nan, keys.dtype)
     for token, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
         page = cache[TABLE[sequence, position // 256], 1]
-        page[:, 0].reshape(kv_heads, dim, 256)[:, :, position % 256] = keys[token]
+        panels = page[:, 0].reshape(kv_heads, 16, dim, 16)
+        panels[:, position % 256 // 16, :, position % 16] = keys[token]
         page[:, 1].reshape(kv_heads, 256, dim)[:, position % 256] = values[token]
     return cache
 

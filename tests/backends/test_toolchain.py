@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from llamac.backends.cpu import toolchain
 from llamac.backends.cpu.toolchain import compile_shared_library, kernel_source, zig_command
 from llamac.errors import LlamacError
+from llamac.target import TARGETS
 
 X86 = "x86_64-linux-gnu.2.28"
 SOURCES = {
@@ -43,9 +46,45 @@ def test_same_bytes_from_other_folders_and_caches(tmp_path: Path, monkeypatch: p
 def test_the_kernels_compile_as_one_text_for_every_cpu(tmp_path: Path) -> None:
     text = kernel_source()
     assert '#include "' not in text
-    for triple, cpu in [(X86, "x86_64_v4"), (X86, "znver5"), ("aarch64-linux-gnu.2.28", "generic+dotprod")]:
+    for name in ("x86-64-v3", "x86-64-v4", "sapphirerapids", "aarch64-i8mm"):
+        triple, cpu = TARGETS[name].triple, TARGETS[name].cpu
         flags = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function"]
         compile_shared_library({"all.c": text}, triple=triple, cpu=cpu, out=tmp_path / "all.so", extra_flags=flags)
+
+
+MATRIX = """
+void integers(const llamac_thread *th, float *y, llamac_quantized x, uint32_t rows, const uint8_t *w) {
+    llamac_linear_grouped(th, y, 64, x, rows, w, 64, 64, (llamac_grouped){4, 1, 32, 16, 0}, NULL);
+}
+void halves(const llamac_thread *th, float *y, const float *x, uint32_t rows, const uint8_t *w) {
+    llamac_linear_dense(th, y, 64, x, 64, rows, w, 64, 64, LLAMAC_BF16_PAIRS, NULL);
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "unwanted"),
+    [
+        ("x86-64-v3", {"vpmaddubsw", "ymm15"}, {"vpdpbusd", "zmm0"}),
+        ("x86-64-v3-vnni", {"vpdpbusd", "ymm15"}, {"vpmaddubsw", "zmm0"}),
+        ("x86-64-v4", {"vpmaddubsw", "zmm0"}, {"vpdpbusd", "tdpbsud"}),
+        ("znver4", {"vpdpbusd", "vdpbf16ps", "zmm0"}, {"vpmaddubsw", "tdpbsud"}),
+        ("sapphirerapids", {"tdpbsud", "ldtilecfg", "tilerelease", "vpdpbusd", "vdpbf16ps"}, {"vpmaddubsw"}),
+        ("aarch64", {"sdot", "fmla"}, {"smmla", "bfmlalb", "bfdot"}),
+        ("aarch64-i8mm", {"smmla", "sdot", "bfmlalb", "bfmlalt"}, {"bfdot", "bfmmla"}),
+    ],
+)
+def test_matrix_kernels_use_the_instructions_of_their_target(
+    tmp_path: Path, name: str, wanted: set[str], unwanted: set[str]
+) -> None:
+    """In the compiler's assembly: what no machine here may be able to run is at least what it should be."""
+    (tmp_path / "matrix.c").write_text(kernel_source() + MATRIX, encoding="utf-8")
+    target = TARGETS[name]
+    flags = ["-target", target.triple, *toolchain.BASE_FLAGS, *toolchain.cpu_flags(target.cpu), "-S", "matrix.c"]
+    subprocess.run([*zig_command(), "cc", *flags], cwd=tmp_path, env=toolchain.compiler_environment(), check=True)
+    found = set(re.findall(r"[a-z]+[a-z0-9]*", (tmp_path / "matrix.s").read_text(encoding="utf-8")))
+    assert wanted <= found, f"missing {wanted - found}"
+    assert not unwanted & found
 
 
 def test_code_that_does_not_compile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

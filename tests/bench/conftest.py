@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "bench"))
+sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "bench" / "cpu")]
 
 pytest.importorskip("torch", reason="the oracle of these tests is transformers: pip install -e '.[test]'")
 pytest.importorskip("transformers", reason="the oracle of these tests is transformers: pip install -e '.[test]'")

@@ -52,16 +52,18 @@ def test_a_preset_on_a_gpu(capsys: Capture) -> None:
     assert found["memory"]["total"] == sum(found["memory"][n] for n in ("weights", "kv", "arena", "logits", "code"))
     assert found["weights"]["bytes"] == sum(found["weights"]["by_role"].values())
     assert found["decode"]["bound"] == "memory" and found["decode"]["tokens_per_second"] > 50
-    assert not found["target"]["compiles"] and found["request"]["quantization"] == "fp8"
+    assert found["request"]["quantization"] == "fp8"
+    assert found["memory"]["estimated"].keys() == {"code", "weights", "arena"}
     code, out, _ = run(capsys, *words, "--context", 32768)
-    assert code == 0 and "fits:" in out and "8 x h100" in out and "no code is generated for h100 yet" in out
+    assert code == 0 and "fits:" in out and "8 x h100" in out and "no code is generated for several devices yet" in out
 
 
 def test_mixtures_and_images(capsys: Capture) -> None:
     scout = planned(capsys, "llama-4-scout", "--target", "h200", "--quantize", "int4", "--kv", "f8")
     assert [group["kind"] for group in scout["kv"]] == ["full", "chunked"]
-    assert scout["weights"]["by_role"].keys() >= {"experts", "shared expert", "router", "vision"}
-    assert scout["memory"]["estimated"].keys() >= {"kv", "weights", "arena"}
+    assert scout["weights"]["by_role"].keys() >= {"experts", "shared expert", "router"}
+    assert "vision" not in scout["weights"]["by_role"], "the code for GPUs takes text only"
+    assert scout["memory"]["estimated"].keys() == {"code", "kv"}
     vision = planned(capsys, "llama-3.2-90b-vision", "--target", "mi300x", "--images", 2)
     assert [(group["kind"], group["layers"]) for group in vision["kv"]] == [("full", 80), ("cross", 20)]
 
@@ -175,14 +177,8 @@ def test_wrong_input_is_one_coded_error(capsys: Capture, words: list[str], expec
     assert code == 2 and out == "" and err.startswith(expected) and err.count("\n") == 1, err
 
 
-def test_gpus_are_listed_and_refused_by_compile(capsys: Capture, tmp_path: Path) -> None:
+def test_gpus_are_listed(capsys: Capture) -> None:
     assert main(["targets", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert {row["name"] for row in listed["gpus"]} >= {"a100", "h100", "h200", "b200", "mi300x", "mi355x", "rdna3"}
-    assert all(row["possible"] == ["plan"] for row in listed["gpus"])
-    assert all("compile" in row["possible"] for row in listed["targets"])
-    code = main(["compile", "tiny", "--random-weights", "1", "--target", "h100", "-o", str(tmp_path / "x.llamac")])
-    err = capsys.readouterr().err
-    assert (
-        code == 2 and err.startswith("LLC0606 h100: no code is generated for GPUs yet") and not list(tmp_path.iterdir())
-    )
+    assert all("compile" in row["possible"] for row in [*listed["gpus"], *listed["targets"]])

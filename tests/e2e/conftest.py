@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "speculation")]
 
 pytest.importorskip("torch", reason="the end-to-end tests compare with torch: pip install -e '.[test]'")
 pytest.importorskip("transformers", reason="the end-to-end tests compare with transformers: pip install -e '.[test]'")

@@ -205,7 +205,7 @@ def test_not_finite_weights(damaged: Damage, refused_compile: Callable[..., str]
         ("LLC0603", "--target", "cpu,aarch46", "did you mean 'aarch64'"),
         ("LLC0104", "--quantize", "int44", "did you mean 'int4'"),
         ("LLC0104", "--quantize", "int4:g48", ":g32"),
-        ("LLC0104", "--quantize", "fp8:g32", "no options"),
+        ("LLC0104", "--quantize", "fp8:g32", "no groups"),
     ],
 )
 def test_unknown_target_or_scheme(

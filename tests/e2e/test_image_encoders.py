@@ -97,7 +97,7 @@ def test_matrices_follow_float_schemes_and_stay_with_others(
     path = compiled(checkpoint, tmp_path, quantize)
     model = llamac.load(path)
     stored = {t["format"] for t in model.manifest["weights"][0]["tensors"] if t["name"].startswith("vision.layers")}
-    assert stored == {"f16" if quantize == "f16" else "bf16", "f32"}  # f32 are biases and norms
+    assert stored == {"f16" if quantize == "f16" else "bf16x2", "f32"}  # f32 are biases and norms
     kept = [entry for entry in model.manifest["ledger"] if entry["where"] == "vision"]
     assert [entry["kind"] for entry in kept] == (["kept"] if quantize == "int4" else [])
     pixels = llama4.pixels(LLAMA4_VISION, 1)
@@ -130,7 +130,8 @@ def cross_cache(run: CpuDevice, count: int) -> list[Floats]:
     memory = run._buffers[1 + place].view(np.float32).reshape(-1, layers, heads, 2, width * 256)
     found = []
     for layer in range(layers):
-        keys = np.concatenate([memory[p, layer, :, 0].reshape(heads, width, 256).swapaxes(1, 2) for p in (1, 0)], 1)
+        panels = memory[:, layer, :, 0].reshape(-1, heads, 16, width, 16).swapaxes(3, 4)
+        keys = np.concatenate([panels[p].reshape(heads, 256, width) for p in (1, 0)], 1)
         values = np.concatenate([memory[p, layer, :, 1].reshape(heads, 256, width) for p in (1, 0)], 1)
         found += [keys[:, FIRST : FIRST + count], values[:, FIRST : FIRST + count]]
     return found

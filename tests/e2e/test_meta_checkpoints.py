@@ -265,7 +265,7 @@ def test_fp8_releases(ranks: int, tmp_path: Path) -> None:
     reference = meta_logits(model, IDS)
     assert relative_error(captured_logits(checkpoint, IDS), reference) < TOLERANCE_F32
     if ranks == 1:
-        compiled = kernel_graph(checkpoint, "keep", "f32")
+        compiled = kernel_graph(checkpoint, "keep:f32-activations", "f32")
         assert relative_error(kernel_logits(checkpoint, compiled, IDS), reference) < TOLERANCE_F32
         return
     with pytest.raises(LlamacError, match=r"LLC0506 .*several scales a row"):

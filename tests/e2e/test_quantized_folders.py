@@ -45,11 +45,11 @@ IDS = some_ids(SHAPE.vocab, 12)
 
 COMPRESSED = {"quant_method": "compressed-tensors", "ignore": ["lm_head", "re:.*embed.*"]}
 LAYOUTS: dict[str, tuple[dict[str, Any], Packer, str]] = {
-    "fbgemm": ({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, fp8_rows(np.float32), "e4m3fn"),
-    "float-quantized": ({**COMPRESSED, "format": "float-quantized"}, fp8_rows(BF16), "e4m3fn"),
-    "float-quantized tensor": ({**COMPRESSED, "format": "float-quantized"}, fp8_tensor((1,)), "e4m3fn"),
-    "modelopt": ({"quant_method": "modelopt", "quant_algo": "FP8"}, fp8_tensor(()), "e4m3fn"),
-    "fp8 static": ({"quant_method": "fp8", "activation_scheme": "static"}, fp8_tensor(()), "e4m3fn"),
+    "fbgemm": ({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, fp8_rows(np.float32), "e4m3fnx2"),
+    "float-quantized": ({**COMPRESSED, "format": "float-quantized"}, fp8_rows(BF16), "e4m3fnx2"),
+    "float-quantized tensor": ({**COMPRESSED, "format": "float-quantized"}, fp8_tensor((1,)), "e4m3fnx2"),
+    "modelopt": ({"quant_method": "modelopt", "quant_algo": "FP8"}, fp8_tensor(()), "e4m3fnx2"),
+    "fp8 static": ({"quant_method": "fp8", "activation_scheme": "static"}, fp8_tensor(()), "e4m3fnx2"),
     "int-quantized": ({**COMPRESSED, "format": "int-quantized"}, int8_rows(True), "i8g128s32"),
     "int-quantized asymmetric": ({**COMPRESSED, "format": "int-quantized"}, int8_rows(False), "i8g128s32m32"),
     "pack-quantized": ({**COMPRESSED, "format": "pack-quantized"}, compressed_words(4, 32, True), "i4g32s32"),
@@ -152,7 +152,7 @@ def test_compiled_code(layout: str, folder: Path, tmp_path: Path) -> None:
     expected = kernel_logits(checkpoint, kernel_graph(checkpoint, "keep", "f32"), IDS)
     with llamac.load(result.path, threads=1) as model:
         found = model.logits(IDS)
-    assert relative_error(found, expected) < (TOLERANCE_F32 if layout == "fbgemm" else ROUNDING_FLIP)
+    assert relative_error(found, expected) < ROUNDING_FLIP
 
 
 def _words(checkpoint: Checkpoint) -> str:
@@ -171,7 +171,7 @@ def test_what_is_not_quantized_is_read_as_it_is(folder: Path) -> None:
     )
     compiled = kernel_graph(checkpoint, "keep")
     formats = {p.weight.name.split(".e4")[0]: p.format for p in compiled.placed}
-    assert {"e4m3fn", "f32"} <= set(formats.values())
+    assert {"e4m3fnx2", "f32"} <= set(formats.values())
 
 
 def test_caches_and_activations_are_noted(folder: Path) -> None:

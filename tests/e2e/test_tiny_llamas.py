@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ OTHERS: dict[str, list[Any]] = {
 """Hidden sizes that are no multiple of 32, vocabularies that are primes, and what else may vary."""
 
 
+WIDE = "keep:f32-activations"
+"""Weights as stored, their inputs in f32: what is compared with fp32 references to the last few bits."""
+
+
 def _shapes(rows: list[dict[str, Any]]) -> list[Any]:
     shapes = [TinyShape(**row, seed=seed) for seed, row in enumerate(rows)]
     return [pytest.param(shape, id=shape.name) for shape in shapes]
@@ -57,13 +62,30 @@ def _every_asked() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("shape", _shapes(pairwise_rows(ASKED | OTHERS)))
 def test_pairwise(shape: TinyShape, tmp_path: Path) -> None:
-    _compare(shape, tmp_path, ["keep" if shape.dtype == "bf16" else "f32"])
+    _compare(shape, tmp_path, [WIDE if shape.dtype == "bf16" else "f32"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", _shapes(_every_asked()))
 def test_every_combination(shape: TinyShape, tmp_path: Path) -> None:
-    _compare(shape, tmp_path, ["f32", "keep"] if shape.dtype == "bf16" else ["f32"])
+    _compare(shape, tmp_path, ["f32", WIDE] if shape.dtype == "bf16" else ["f32"])
+
+
+@pytest.mark.parametrize("scheme", ["keep", "bf16"])
+@pytest.mark.parametrize("seed", range(3))
+def test_activations_in_bf16_err_less_than_transformers_in_bf16(scheme: str, seed: int, tmp_path: Path) -> None:
+    """Inputs of bf16 weights are rounded to bf16; transformers in bf16 rounds everything else too."""
+    import torch
+
+    shape = TinyShape(dtype="bf16", seed=seed)
+    reference = make_reference(shape)
+    source = save_checkpoint(reference, shape, tmp_path / "checkpoint")
+    ids = some_ids(shape.vocab, IDS, shape.seed)
+    expected = reference_logits(reference, ids)
+    narrow = relative_error(reference_logits(copy.deepcopy(reference).to(torch.bfloat16), ids), expected)
+    checkpoint = open_source(source)
+    found = relative_error(kernel_logits(checkpoint, kernel_graph(checkpoint, scheme, "f32"), ids), expected)
+    assert 1e-4 < found < narrow and _code_error(source, scheme, shape, reference) < narrow
 
 
 def test_bf16_checkpoint_widened_to_f32(tmp_path: Path) -> None:
@@ -71,7 +93,7 @@ def test_bf16_checkpoint_widened_to_f32(tmp_path: Path) -> None:
     _compare(TinyShape(dtype="bf16"), tmp_path, ["f32"])
 
 
-@pytest.mark.parametrize("scheme", ["keep", "f32", "f16", "bf16", "fp8", "int8", "int4", "int4:g128:asym"])
+@pytest.mark.parametrize("scheme", ["keep", "f32", "f16", "bf16", "fp8", "int8", "int4", "int4:g128:asym", WIDE])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_every_scheme_of_every_checkpoint_has_code(dtype: str, tied: bool, scheme: str, tmp_path: Path) -> None:
@@ -135,7 +157,7 @@ def _compare(shape: TinyShape, folder: Path, schemes: list[str]) -> None:
 
 def _code_error(source: Path, scheme: str, shape: TinyShape, reference: Any) -> float:
     """The worst of one long step across pages and its beginning alone."""
-    artifact = source.parent / f"{scheme}.llamac"
+    artifact = source.parent / f"{scheme.replace(':', '-')}.llamac"
     llamac.compile(source, output=artifact, quantize=scheme, kv="f32", tokenizer=False, validate=False)
     ids = some_ids(shape.vocab, LONG, shape.seed + 1)
     with llamac.load(artifact, threads=1) as model:

@@ -56,6 +56,8 @@ DRIVER_FILES = {
     "layer_kinds",
     "manifest_entries",
     "image_side",
+    "gpu_side",
+    "assemble",
 }
 DIVERGENCE_FILES = {"divergence", "recording", "traced_build", "weight_values"}
 
@@ -81,6 +83,7 @@ LIBRARIES_OF_FILES: dict[str, frozenset[str]] = {
     "llamac.runtime.images": frozenset({"PIL"}),
     "llamac.models.pth_reader": frozenset({"torch"}),
     "llamac.backends.gpu": frozenset({"triton"}),
+    "llamac.runtime.gpu.cuda_driver": frozenset({"cuda"}),
     "llamac.backends.onnx": frozenset({"onnx", "onnxruntime"}),
     "llamac.backends.tvm": frozenset({"tvm"}),
 }

@@ -72,7 +72,7 @@ def test_pages_hold_what_attention_reads(tokens: int) -> None:
     (pages,) = run("token_pages", [qkv], **HEADS)
     _, k, v = _heads(qkv)
     held = pages.reshape(-1, 2, 2, 4 * 256)
-    assert (held[0, 1, 0].reshape(4, 256)[:, 3] == k[1, 3]).all()
+    assert (held[0, 1, 0].reshape(16, 4, 16)[0, :, 3] == k[1, 3]).all()
     assert (held[(tokens - 1) // 256, 0, 1].reshape(256, 4)[(tokens - 1) % 256] == v[0, -1]).all()
     (found,) = run("attend_tokens", [qkv, pages], **HEADS, scale=0.5)
     expected = F.scaled_dot_product_attention(*map(_t, _heads(qkv)), scale=0.5)

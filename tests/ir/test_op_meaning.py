@@ -16,6 +16,7 @@ from llamac.ir.dims import symbol
 from llamac.ir.dtypes import BF16, DTYPES, F16, F32, I8, I32, DType
 from llamac.ir.graph import Attribute
 from llamac.ir.ops.cache_ops import CacheState
+from llamac.ir.ops.row_kernels import FORMS
 from llamac.ir.registry import all_ops, find_op
 from llamac.ir.types import CacheType, tensor
 
@@ -358,6 +359,9 @@ def test_every_op_has_a_meaning_tested_somewhere() -> None:
     routing |= {"expert_linear_dense", "expert_linear_grouped"}
     packed = {"unpack_columns", "unpack_rows", "center_quants", "zero_minimum", "spread_columns", "spread_rows"}
     evaluator = {"block_quants", "block_scales", "block_mins", "group_scale", "group_min", "group_quants", "row_scale"}
+    evaluator |= {"scale_weight", "scale_columns"}
     evaluator |= {"row_quants", "dequantize", "pack", "linear_dense", "linear_grouped", "embed_rows"}
+    evaluator |= {"head_dense", "head_grouped", "gated_linear_dense", "gated_linear_grouped"}
+    evaluator |= {"pack_rows", *FORMS}
     assert set(all_ops()) == here | routing | packed | evaluator | pictures | encoders | {"call"}
     assert I8 in DTYPES.values() and symbol("T")

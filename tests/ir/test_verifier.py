@@ -300,6 +300,6 @@ def test_a_cache_may_be_read_by_many() -> None:
 def test_a_cache_argument_must_hold_something() -> None:
     module = parse_module(FULL)
     module.step.argument("cache").type = CacheType(1, 0, 2, 4, F32)
-    with pytest.raises(LlamacError, match="must hold a positive number of floats"):
+    with pytest.raises(LlamacError, match="must hold a positive number of elements"):
         verify(module)
     assert "page = 4" in CACHE

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from panel16 import DENSE_TYPES, Grouped, GroupedMatrix, pack_dense
 from quick import QUICK
 
+from llamac.errors import LlamacError
 from llamac.ir.builder import Builder
 from llamac.ir.definition import Evaluation, OpError
-from llamac.ir.dtypes import E4M3FN, F16, F32, I4, I8, I32, U4, U8, DType
+from llamac.ir.dtypes import BF16, E4M3FN, F16, F32, I4, I8, I32, U4, U8, DType
 from llamac.ir.evaluator import WeightEvaluator
 from llamac.ir.gguf_blocks import BLOCKS
 from llamac.ir.graph import FileSource, Module, Weight
@@ -203,9 +204,13 @@ def _every_weight_op() -> tuple[Module, dict[str, np.ndarray]]:
     scale = b.define("e.s", "row_scale", negative)
     quants = b.define("e.q", "row_quants", negative, scale)
     b.define("e.p", "pack", quants, scale, format="e4m3fn")
+    b.define("eighth", "scale_weight", negative, factor=0.125)
+    files["norm"] = np.linspace(0.5, 2, 70, dtype=np.float32).view(np.uint8)[None]
+    b.define("scaled", "scale_columns", negative, b.weight("norm", tensor(70, F32), FileSource("norm", "f32")))
     b.define("half", "cast", joined, dtype=F16)
     b.define("by_part", "columns_to_parts", joined, first=1, parts=3)
     b.define("half.p", "pack", module.weights["half"], format="f16")
+    b.define("half.rows", "pack_rows", module.weights["half"], format="f16")
     blocks = file("k", 37, 2 * 144, "q4_k")
     parts = [b.define(f"k.{p}", f"block_{p}", blocks, format="q4_k") for p in ("quants", "scales", "mins")]
     b.define("k.d", "dequantize", *parts, group=32)
@@ -227,12 +232,46 @@ def _packed_words(b: Builder, file: Callable[[str, int, int, str], Weight]) -> N
     b.define("bytes.q", "unpack_rows", file("bytes", 11, 7, "i32"), bits=8, rows=43)
 
 
+def test_a_power_of_two_scales_exactly() -> None:
+    x = np.random.default_rng(3).standard_normal((4, 40)).astype(np.float32)
+    (found,) = [_run("scale_weight", [x], [F32], factor=0.125)]
+    assert found.dtype == np.float32 and (found * 8 == x).all()
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+def test_columns_times_factors_round_once(dtype: DType) -> None:
+    random = np.random.default_rng(4)
+    x, factors = random.standard_normal((3, 5)).astype(dtype.storage), random.uniform(-2, 2, 5).astype(np.float32)
+    module = Module("m", "model")
+    b = Builder(module)
+    sources = [b.weight("x", tensor(3, 5, dtype), FileSource("x", dtype.name))]
+    sources.append(b.weight("g", tensor(5, F32), FileSource("g", "f32")))
+    files = {"x": x.view(np.uint8), "g": factors[None].view(np.uint8)}
+    found = WeightEvaluator(lambda name, lo, hi: files[name][lo:hi]).whole(b.define("s", "scale_columns", *sources))
+    assert found.dtype == dtype.storage
+    for row in range(3):
+        for column in range(5):
+            # Products of an f32 and a narrower float are rounded to f32 first: that decides only exact ties.
+            product = np.float32(float(x[row, column]) * float(factors[column]))
+            assert found[row, column] == product.astype(dtype.storage)
+
+
+def test_columns_that_become_too_large_are_refused_by_name() -> None:
+    module = Module("m", "model")
+    b = Builder(module)
+    x, g = (b.weight(n, tensor(*shape, F32), FileSource(n, "f32")) for n, shape in (("x", (1, 2)), ("g", (2,))))
+    made = b.define("x.scaled", "scale_columns", x, g)
+    large = np.array([[1e30, 1]], np.float32).view(np.uint8)
+    with pytest.raises(LlamacError, match=r"LLC0219 x\.scaled: holds values that are not finite, or too large for f32"):
+        WeightEvaluator(lambda name, lo, hi: large).whole(made)
+
+
 def test_blocks_of_rows_are_rows_of_the_whole() -> None:
     module, files = _every_weight_op()
     used = {w.producer.opcode for w in module.weights.values() if w.producer}
     assert used == {name for name, d in all_ops().items() if d.rows is not None}
     evaluator = WeightEvaluator(lambda name, lo, hi: files[name][lo:hi])
-    for weight in module.weights.values():
+    for weight in (w for w in module.weights.values() if w.tensor.rank > 1):
         whole = evaluator.whole(weight)
         rows = weight.tensor.shape[0]
         assert isinstance(rows, int) and whole.shape == weight.tensor.shape

@@ -255,7 +255,7 @@ def test_quantizations_are_text(text: str) -> None:
     [
         ("int5", "unknown scheme 'int5' (did you mean 'int"),
         ("int4:g16", "unknown option 'g16'"),
-        ("fp8:g64", "'fp8' takes no options"),
+        ("fp8:g64", "'fp8' takes no groups"),
         ("", "unknown scheme ''"),
     ],
 )

@@ -9,6 +9,7 @@ from llamac.analysis.cost import StepShape, module_cost, total
 from llamac.analysis.weight_plan import bytes_per_token, member_bytes, plan_weights
 from llamac.driver import CompiledGraph, compile_graph
 from llamac.errors import LlamacError
+from llamac.gpu_side import arena_on
 from llamac.ir.types import CacheType
 from llamac.layer_kinds import is_uniform, layer_counts
 from llamac.models.checkpoint import Checkpoint
@@ -18,7 +19,7 @@ from llamac.models.sources import embedded_model, open_source
 from llamac.passes.pipelines import cpu_pipeline, parse_quantization
 from llamac.passes.plan_memory import PlanMemory
 from llamac.passes.roll_layers import RollLayers
-from llamac.planning.formats import PANEL16
+from llamac.planning.formats import PANEL16, ROWS16
 from llamac.planning.kv import kv_groups
 from llamac.planning.machine import find_machine
 from llamac.planning.plan import Subject, make_plan
@@ -52,6 +53,21 @@ def check(checkpoint: Checkpoint, scheme: str, steps: int = 512) -> None:
     assert plan.memory.estimated.keys() == {"code"}
     cache = graph.module.step.argument("cache").cache
     assert [group.page_bytes for group in plan.groups] == [cache.page_bytes] or scheme == "f32"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("name", "layers"), [("tiny-untied", 2), ("tiny-llama3", 3)])
+def test_sizes_on_a_gpu(name: str, layers: int, scheme: str) -> None:
+    """Weights in rows, what a token reads of them, and the arena of the largest bucket."""
+    checkpoint = random_checkpoint(shortened(name, layers), 0)
+    quantization, subject = parse_quantization(scheme), subject_of(checkpoint)
+    graph = compile_graph(checkpoint, quantization, None, 512, None, [], kind="gpu")
+    asked = request(checkpoint.config, quantization=quantization, max_step_tokens=512)
+    plan = make_plan(subject, asked, find_machine("h100"), limits=False)
+    found = (plan.memory.weights, plan.memory.arena, read_bytes(plan.parts, subject.config, ROWS16, 1))
+    read = bytes_per_token(graph.module, graph.placed)
+    assert found == (graph.limits.weight_bytes, arena_on(graph, "h100"), read)
+    assert plan.memory.estimated.keys() == {"code"}
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -99,14 +115,14 @@ def test_work_is_that_of_the_compiled_graph(scheme: str) -> None:
     load = Load(config, parts, plan.groups, PANEL16, 512)
     counted = module_cost(graph.module, StepShape(1, 300))
     decode = decode_work(load, 1, 300)
-    products = sum(counted[name].flops for name in counted if name.startswith("linear"))
+    products = sum(counted[name].flops for name in counted if name.startswith(("linear", "gated_linear")))
     assert sum(linear_operations(load, 1, 1).values()) == products
     assert decode.total_operations == products + counted["attend"].flops
     vectors = sum(part.count * part.one(PANEL16) for part in parts if part.use == "vector")
     counts = total(counted)  # it has the vectors among the activations
     assert (decode.weight_bytes - vectors, decode.cache_bytes) == (counts.weight_bytes, counts.cache_bytes)
     prefill, rows = prefill_work(load, 64), module_cost(graph.module, StepShape(64, 32))
-    products = sum(rows[name].flops for name in rows if name.startswith("linear"))
+    products = sum(rows[name].flops for name in rows if name.startswith(("linear", "gated_linear")))
     # The compiler's count takes 32 keys a row, the plan the exact (64 + 1) / 2.
     assert prefill.total_operations == products + rows["attend"].flops * 65 // 64
     assert prefill.weight_bytes - vectors == total(rows).weight_bytes

@@ -123,6 +123,6 @@ def test_counted_weights_are_about_the_placed_ones(name: str, scheme: str) -> No
     asked = request(config, quantization=quantization)
     plan = make_plan(Subject(name, config, {}), asked, find_machine("x86-64-v4"), limits=False)
     placed = bytes_by_role(tuple(part for part in plan.parts if part.use == "image"), PANEL16)
-    counted = bytes_by_role(counted_image_parts(config, {}, quantization), "plain")
+    counted = bytes_by_role(counted_image_parts(config, {}, quantization), "gpu-rows16")
     assert counted == {role: pytest.approx(size, rel=2e-3) for role, size in placed.items()}
     assert read_bytes(plan.parts, config, PANEL16, 1) < plan.memory.weights - sum(placed.values())

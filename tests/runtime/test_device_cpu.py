@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from llamac.errors import LlamacError
-from llamac.runtime.device_cpu import CpuDevice, anonymous_memory
+from llamac.runtime.cpu_memory import anonymous_memory
+from llamac.runtime.device_cpu import CpuDevice
 from llamac.runtime.host_cpu import HostCpu
 from llamac.runtime.loader import load
 from llamac.runtime.model import Model
@@ -92,7 +93,7 @@ def test_wrong_sizes_are_refused_at_create(toy: Any) -> None:
 
 
 def test_code_of_another_interface_is_refused(toy: Any, code_of_abi_1: bytes) -> None:
-    with pytest.raises(LlamacError, match=r"LLC0804.*native interface 1, this llamac speaks 2"):
+    with pytest.raises(LlamacError, match=r"LLC0804.*native interface 1, this llamac speaks 3"):
         load(toy.make(code=code_of_abi_1))
 
 

@@ -4,8 +4,8 @@
 #ifndef LLAMAC_EMBEDDING_H
 #define LLAMAC_EMBEDDING_H
 
-#include "linear_dense.h"
 #include "linear_grouped.h"
+#include "panels.h"
 #include "pool.h"
 #include "types.h"
 
@@ -13,11 +13,13 @@
 LLAMAC_KERNEL void llamac_dense_row(float *y, const uint8_t *w, size_t n, size_t low, size_t high, size_t k, int type) {
     const size_t bytes = llamac_element_bytes(type), lane = n % 16;
     const uint8_t *panel = w + n / 16 * llamac_dense_panel_bytes(k, type);
+    const int is_fp8 = type == LLAMAC_E4M3FN || type == LLAMAC_E4M3FN_PAIRS, pairs = llamac_is_pairs(type);
     float row_scale = 1.0f;
-    if (type == LLAMAC_E4M3FN) memcpy(&row_scale, panel + llamac_round_up(k, 4) * 16 + 4 * lane, sizeof row_scale);
+    if (is_fp8) memcpy(&row_scale, panel + llamac_dense_panel_bytes(k, type) - 64 + 4 * lane, sizeof row_scale);
     for (size_t i = low; i < high; i++) {
-        const float value = llamac_get(panel + (i * 16 + lane) * bytes, type);
-        y[i] = type == LLAMAC_E4M3FN ? value * row_scale : value;
+        const size_t element = pairs ? i / 2 * 32 + 2 * lane + i % 2 : i * 16 + lane;
+        const float value = llamac_get(panel + element * bytes, !pairs ? type : is_fp8 ? LLAMAC_E4M3FN : LLAMAC_BF16);
+        y[i] = is_fp8 ? value * row_scale : value;
     }
 }
 

@@ -5,8 +5,10 @@
 #ifndef LLAMAC_ROUTING_H
 #define LLAMAC_ROUTING_H
 
+#include "grouped_gemm.h"
 #include "linear_dense.h"
 #include "linear_grouped.h"
+#include "panels.h"
 #include "pool.h"
 #include "types.h"
 

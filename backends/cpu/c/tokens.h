@@ -36,7 +36,7 @@ LLAMAC_KERNEL uint8_t *llamac_token_page(float *pages, size_t page, size_t head,
     return (uint8_t *)(pages + (page * heads + head) * 2 * head_dim * LLAMAC_PAGE);
 }
 
-/* pages [page][head][K: head_dim x 256, V: 256 x head_dim] of the k and v of `rows` joined rows, the token order[place]
+/* pages [page][head] in the layout of kv_pages.h of the k and v of `rows` joined rows, the token order[place]
  * at each place (its own when order is NULL). Places beyond the last are zero. Threads take (page, head) ranges. */
 LLAMAC_KERNEL void llamac_token_pages(const llamac_thread *th, float *pages, const float *qkv, size_t ld, uint32_t rows,
                                       uint32_t heads, uint32_t head_dim, const int32_t *order) {
@@ -51,11 +51,11 @@ LLAMAC_KERNEL void llamac_token_pages(const llamac_thread *th, float *pages, con
             const size_t place = page * LLAMAC_PAGE + slot;
             float *value = values + slot * head_dim;
             if (place >= rows) {
-                for (size_t d = 0; d < head_dim; d++) keys[d * LLAMAC_PAGE + slot] = value[d] = 0.0f;
+                for (size_t d = 0; d < head_dim; d++) keys[llamac_key_place(slot, d, head_dim)] = value[d] = 0.0f;
                 continue;
             }
             const float *key = qkv + (order ? (size_t)order[place] : place) * ld + width + head * head_dim;
-            for (size_t d = 0; d < head_dim; d++) keys[d * LLAMAC_PAGE + slot] = key[d];
+            for (size_t d = 0; d < head_dim; d++) keys[llamac_key_place(slot, d, head_dim)] = key[d];
             memcpy(value, key + width, head_dim * sizeof *value);
         }
     }

@@ -34,10 +34,14 @@ typedef int16_t i16x32 __attribute__((ext_vector_type(32)));
 typedef _Float16 f16x16 __attribute__((ext_vector_type(16)));
 typedef _Float16 f16x32 __attribute__((ext_vector_type(32)));
 
-/* Element types of dense weights and of the KV cache (the cache takes the first three). */
-enum { LLAMAC_F32, LLAMAC_F16, LLAMAC_BF16, LLAMAC_E4M3FN };
+/* Element types of dense weights and of the KV cache (the cache takes the first three). The pairs are weights that
+ * are multiplied with bf16 inputs, two at a time. */
+enum { LLAMAC_F32, LLAMAC_F16, LLAMAC_BF16, LLAMAC_E4M3FN, LLAMAC_BF16_PAIRS, LLAMAC_E4M3FN_PAIRS };
 
-LLAMAC_KERNEL size_t llamac_element_bytes(int type) { return type == LLAMAC_F32 ? 4 : type == LLAMAC_E4M3FN ? 1 : 2; }
+LLAMAC_KERNEL size_t llamac_element_bytes(int type) {
+    return type == LLAMAC_F32 ? 4 : type == LLAMAC_E4M3FN || type == LLAMAC_E4M3FN_PAIRS ? 1 : 2;
+}
+LLAMAC_KERNEL int llamac_is_pairs(int type) { return type == LLAMAC_BF16_PAIRS || type == LLAMAC_E4M3FN_PAIRS; }
 LLAMAC_KERNEL size_t llamac_round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
 
 LLAMAC_KERNEL f32x16 llamac_splat(float value) { return (f32x16)(value); }

@@ -1,9 +1,9 @@
 """Mixtures of experts: routing on the GPU, products expert by expert, answers added back.
 
 A slot is one choice of one token; routed rows are the slots sorted by expert, stably, as in the IR. Expert e has the
-rows [e * N, (e + 1) * N) of its stack (gate and up: 2 N rows, gate first). The score scales the input of an expert,
-so it scales what its gate and up give. Which expert a program works for it reads from the offsets: no launch depends
-on how tokens were routed.
+rows [e * N, (e + 1) * N) of its stack; the ups of all experts follow the gates of all. The score scales the input of an
+expert, so it scales what its gate and up give. Which expert a program works for it reads from the offsets: no launch
+depends on how tokens were routed.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ def decode_expert_gate_up(
     expert = expert_of_row(offset_ptr, row, EXPERTS, WIDTH)
     x_row = tl.load(order_ptr + row + tl.arange(0, 1)) // TOP
     columns = tile * BN + tl.arange(0, BN)
-    rows = expert.to(tl.int64) * (2 * N) + tl.minimum(columns, N - 1)
+    rows = expert.to(tl.int64) * N + tl.minimum(columns, N - 1)
     gate, up, squares = few_rows(
-        x_ptr, norm_ptr, w_ptr, scale_ptr, min_ptr, x_row, rows, rows + N, 0, KP, exponent_of_one(row),
+        x_ptr, norm_ptr, w_ptr, scale_ptr, min_ptr, x_row, rows, rows + EXPERTS * N, 0, KP, exponent_of_one(row),
         K, KP, K, BK, WEIGHT, GROUP, ZERO, True, False,
     )  # fmt: skip
     factor = tl.load(score_ptr + row)
@@ -190,6 +190,7 @@ def decode_expert_down(
 def prefill_expert_gate_up(
     x_ptr: tl.tensor,
     x_scale_ptr: tl.tensor,
+    norm_ptr: tl.tensor,
     w_ptr: tl.tensor,
     scale_ptr: tl.tensor,
     min_ptr: tl.tensor,
@@ -200,6 +201,7 @@ def prefill_expert_gate_up(
     N: tl.constexpr,
     K: tl.constexpr,
     KP: tl.constexpr,
+    EPS: tl.constexpr,
     EXPERTS: tl.constexpr,
     WIDTH: tl.constexpr,
     TOP: tl.constexpr,
@@ -212,7 +214,7 @@ def prefill_expert_gate_up(
     DOT: tl.constexpr,
     PDL: tl.constexpr,
 ) -> None:
-    """As `decode_expert_gate_up` of normed x, in tiles; grid (T * TOP / BM + EXPERTS tiles at most, tiles of BN)."""
+    """As `decode_expert_gate_up`, in tiles; grid (T * TOP / BM + EXPERTS tiles at most, tiles of BN)."""
     wait(PDL)
     expert, row0, end = expert_tile(offset_ptr, tl.program_id(0), EXPERTS, WIDTH, BM)
     if row0 < end:
@@ -220,10 +222,10 @@ def prefill_expert_gate_up(
         slots = tl.load(order_ptr + tl.minimum(m, end - 1))
         x_rows = (slots // TOP).to(tl.int64)
         columns = tl.program_id(1) * BN + tl.arange(0, BN)
-        rows = expert.to(tl.int64) * (2 * N) + tl.minimum(columns, N - 1)
+        rows = expert.to(tl.int64) * N + tl.minimum(columns, N - 1)
         gate, up = many_rows(
-            x_ptr, None, w_ptr, scale_ptr, min_ptr, x_rows, rows, rows + N,
-            K, KP, K, 0.0, BK, WEIGHT, GROUP, ZERO, DOT, True,
+            x_ptr, norm_ptr, w_ptr, scale_ptr, min_ptr, x_rows, rows, rows + EXPERTS * N,
+            K, KP, K, EPS, BK, WEIGHT, GROUP, ZERO, DOT, True,
         )  # fmt: skip
         factor = tl.load(score_ptr + tl.minimum(m, end - 1))
         if x_scale_ptr is not None:

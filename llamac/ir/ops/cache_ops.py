@@ -78,13 +78,22 @@ def _infer_append(s: Signature) -> Sequence[Type]:
     return [cache, TensorType((tokens, s.integer("heads") * cache.head_dim), F32)]
 
 
-def _split(e: Evaluation, qkv: Array, kind: CacheType) -> list[Array]:
+def split_heads(e: Evaluation, qkv: Array, kind: CacheType) -> list[Array]:
     """q, k and v as [T, heads, head_dim]."""
     heads = e.integer("heads")
     return np.split(qkv.reshape(len(qkv), -1, kind.head_dim), [heads, heads + kind.kv_heads], axis=1)
 
 
-def _written(e: Evaluation, state: CacheState, k: Array, v: Array, rows: Sequence[Array]) -> CacheState:
+def stored(heads: Array, kind: CacheType) -> Array:
+    """Heads [K, h] as the cache gives them back: rounded, integers to multiples of the head's scale max|x| / 127."""
+    if kind.scale is None:
+        return round_to(heads, kind.dtype)
+    scale = round_to(np.abs(heads).max(axis=1, keepdims=True) / heads.dtype.type(127), kind.scale)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+    return np.asarray(np.rint(np.clip(heads * inverse, -127, 127)) * scale)
+
+
+def written(e: Evaluation, state: CacheState, k: Array, v: Array, rows: Sequence[Array]) -> CacheState:
     """The cache after rows k and v went to their places."""
     positions, sequences, pages = rows
     kind, layer = state.type, e.integer("layer")
@@ -92,22 +101,22 @@ def _written(e: Evaluation, state: CacheState, k: Array, v: Array, rows: Sequenc
     for t, position in enumerate(positions):
         page, slot = pages[sequences[t], position // kind.page], position % kind.page
         for store, row in ((new.keys, k[t]), (new.values, v[t])):
-            store[page, layer, :, slot] = row if e.exact else round_to(row, kind.dtype)
+            store[page, layer, :, slot] = row if e.exact else stored(row, kind)
     return new
 
 
 def _evaluate_rope_append(e: Evaluation) -> Sequence[Any]:
     state, qkv, cos, sin, *rows = e.inputs
-    q, k, v = _split(e, qkv, state.type)
+    q, k, v = split_heads(e, qkv, state.type)
     q = rotate(q, cos[:, None], sin[:, None], "half_split")
     k = rotate(k, cos[:, None], sin[:, None], "half_split")
-    return [_written(e, state, k, v, rows), e.rounded(q.reshape(len(qkv), -1), 1)]
+    return [written(e, state, k, v, rows), e.rounded(q.reshape(len(qkv), -1), 1)]
 
 
 def _evaluate_append(e: Evaluation) -> Sequence[Any]:
     state, qkv, *rows = e.inputs
-    q, k, v = _split(e, qkv, state.type)
-    return [_written(e, state, k, v, rows), q.reshape(len(qkv), -1)]
+    q, k, v = split_heads(e, qkv, state.type)
+    return [written(e, state, k, v, rows), q.reshape(len(qkv), -1)]
 
 
 def _infer_heads(s: Signature) -> Sequence[Type]:
@@ -161,7 +170,7 @@ def _infer_attend(s: Signature) -> Sequence[Type]:
     if cache.cross:
         raise OpError(f"{cache} holds vision tokens, which rows see by ranges")
     heads = query_heads(s, cache)
-    if q != TensorType((q.shape[0], heads * cache.head_dim), F32):
+    if q.shape[1] != heads * cache.head_dim or not q.dtype.is_float:
         raise OpError(f"q {q} does not hold {heads} heads of {cache.head_dim}")
     check_rows(s, 2, q.shape[0])
     return [q]

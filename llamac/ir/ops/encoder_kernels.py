@@ -12,7 +12,7 @@ from ..dtypes import F32, I32
 from ..levels import KERNEL
 from ..types import TensorType, Type
 from .attention import softmax_rows
-from .quantized import packed_shape, unpacked
+from .quantized import inputs_of, packed_shape, unpacked
 from .rotary import rotate
 
 PAGE = 256
@@ -32,7 +32,7 @@ def _infer_biased(s: Signature) -> Sequence[Type]:
 
 def _evaluate_biased(e: Evaluation) -> Sequence[Any]:
     x, _, bias, *residual = e.inputs
-    product = x @ unpacked(e, 1).T + bias
+    product = inputs_of(e, x) @ unpacked(e, 1).T + bias
     return [e.rounded(residual[0] + product if residual else product)]
 
 
@@ -82,11 +82,12 @@ def _evaluate_pages(e: Evaluation) -> Sequence[Any]:
     order = e.inputs[1].astype(np.int64) if len(e.inputs) > 1 else np.arange(keys.shape[1])
     pages, heads, width = -(-keys.shape[1] // PAGE), keys.shape[0], keys.shape[2]
     padding = ((0, 0), (0, pages * PAGE - keys.shape[1]), (0, 0))
-    # [heads, tokens, width] -> [pages, heads, PAGE, width]; keys are held by element, values by token.
+    # [heads, tokens, width] -> [pages, heads, PAGE, width]; keys held 16 by 16, element by element.
     keys, values = (
         np.pad(part[:, order], padding).reshape(heads, pages, PAGE, width).swapaxes(0, 1) for part in (keys, values)
     )
-    held = [keys.swapaxes(2, 3).reshape(pages * heads, -1), values.reshape(pages * heads, -1)]
+    panels = keys.reshape(pages, heads, PAGE // 16, 16, width).swapaxes(3, 4)
+    held = [panels.reshape(pages * heads, -1), values.reshape(pages * heads, -1)]
     return [np.concatenate(held, axis=1)]
 
 
@@ -107,7 +108,8 @@ def _evaluate_attend_tokens(e: Evaluation) -> Sequence[Any]:
     qkv, pages, *rest = e.inputs
     tokens, heads, width = len(qkv), e.integer("heads"), e.integer("head_dim")
     held = pages.reshape(-1, heads, 2, width * PAGE)
-    keys = held[:, :, 0].reshape(-1, heads, width, PAGE).transpose(1, 0, 3, 2).reshape(heads, -1, width)[:, :tokens]
+    panels = held[:, :, 0].reshape(-1, heads, PAGE // 16, width, 16).transpose(1, 0, 2, 4, 3)
+    keys = panels.reshape(heads, -1, width)[:, :tokens]
     values = held[:, :, 1].reshape(-1, heads, PAGE, width).transpose(1, 0, 2, 3).reshape(heads, -1, width)[:, :tokens]
     scores = _split(e)[0] @ keys.transpose(0, 2, 1) * qkv.dtype.type(e.number("scale"))
     if rest:

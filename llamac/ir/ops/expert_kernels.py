@@ -12,6 +12,7 @@ from ..dtypes import F32, I8, I32, U8
 from ..layouts import PANEL, WeightFormat, format_of, unpack
 from ..levels import KERNEL
 from ..types import TensorType, Type
+from .quantized import inputs_of
 from .routing import by_expert
 
 
@@ -56,7 +57,7 @@ def _unpacked(e: Evaluation, weight: int) -> np.ndarray:
 
 
 def _evaluate_dense(e: Evaluation) -> Sequence[Any]:
-    return [e.rounded(by_expert(e.inputs[0], _unpacked(e, 1), e.inputs[2]))]
+    return [e.rounded(by_expert(inputs_of(e, e.inputs[0]), _unpacked(e, 1), e.inputs[2]))]
 
 
 def _evaluate_grouped(e: Evaluation) -> Sequence[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..definition import Array, Evaluation, OpDefinition, OpError, Signature
 from ..dims import DimLike
-from ..dtypes import E4M3FN, F32, I4, I8, I32, U4, U8, widen
+from ..dtypes import BF16, E4M3FN, F32, I4, I8, I32, U4, U8, round_to, widen
 from ..layouts import WeightFormat, format_of, unpack
 from ..levels import CAPTURED, KERNEL, MODEL
 from ..types import TensorType, Type
@@ -59,10 +59,11 @@ def _infer_quantize_rows(s: Signature) -> Sequence[Type]:
 
 
 def _evaluate_quantize_rows(e: Evaluation) -> Sequence[Any]:
-    return _quantized(e, e.inputs[0])
+    return quantized(e, e.inputs[0])
 
 
-def _quantized(e: Evaluation, values: Array) -> Sequence[Any]:
+def quantized(e: Evaluation, values: Array) -> Sequence[Any]:
+    """`values` [rows, columns] as quantize_rows gives them: quants, scales, sums."""
     block, padded = e.integer("block"), e.integer("padded")
     x = np.pad(values, ((0, 0), (0, padded - values.shape[1]))).reshape(values.shape[0], -1, block)
     amax = np.abs(x).max(axis=2)
@@ -77,7 +78,7 @@ def _quantized(e: Evaluation, values: Array) -> Sequence[Any]:
     return [quants.reshape(x.shape[0], -1), amax / top, quants.sum(axis=2, dtype=None if e.exact else np.int32)]
 
 
-def _quantized_types(s: Signature, rows: DimLike, columns: int) -> Sequence[Type]:
+def quantized_types(s: Signature, rows: DimLike, columns: int) -> Sequence[Type]:
     """The three results of quantizing [rows, columns] activations: what `quantize_rows` of them would give."""
     x = TensorType((rows, columns), F32)
     return _infer_quantize_rows(Signature([x], s.attributes))
@@ -88,12 +89,12 @@ def _infer_norm_quantized(s: Signature) -> Sequence[Type]:
     columns = x.shape[-1]
     if not isinstance(columns, int) or weight != TensorType((columns,), F32):
         raise OpError(f"x {x} does not fit an f32 norm weight {weight}")
-    return _quantized_types(s, x.shape[0], columns)
+    return quantized_types(s, x.shape[0], columns)
 
 
 def _evaluate_norm_quantized(e: Evaluation) -> Sequence[Any]:
     x, weight = e.inputs
-    return _quantized(e, normalized(x, e.number("eps")) * weight)
+    return quantized(e, normalized(x, e.number("eps")) * weight)
 
 
 def _infer_swiglu_quantized(s: Signature) -> Sequence[Type]:
@@ -101,12 +102,12 @@ def _infer_swiglu_quantized(s: Signature) -> Sequence[Type]:
     columns = x.shape[-1]
     if not isinstance(columns, int) or columns % 2 or x.dtype is not F32:
         raise OpError(f"the last axis of {x} must hold f32 gate then up")
-    return _quantized_types(s, x.shape[0], columns // 2)
+    return quantized_types(s, x.shape[0], columns // 2)
 
 
 def _evaluate_swiglu_quantized(e: Evaluation) -> Sequence[Any]:
     gate, up = np.split(e.inputs[0], 2, axis=-1)
-    return _quantized(e, silu(gate) * up)
+    return quantized(e, silu(gate) * up)
 
 
 def packed_shape(s: Signature, index: int) -> tuple[WeightFormat, int, int]:
@@ -151,9 +152,14 @@ def unpacked(e: Evaluation, index: int) -> Array:
     return unpack(fmt, e.inputs[index], e.integer("rows"), e.integer("columns")).astype(e.float_type)
 
 
+def inputs_of(e: Evaluation, x: Array) -> Array:
+    """What a dense weight is multiplied with: `x`, rounded to bf16 for formats in pairs (in dtype mode)."""
+    return round_to(x, BF16) if format_of(e.text("format")).in_pairs and not e.exact else x
+
+
 def _evaluate_dense(e: Evaluation) -> Sequence[Any]:
     x, _, *residual = e.inputs
-    product = x @ unpacked(e, 1).T
+    product = inputs_of(e, x) @ unpacked(e, 1).T
     return [e.rounded(residual[0] + product if residual else product)]
 
 

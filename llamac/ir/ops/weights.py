@@ -207,6 +207,35 @@ def _panel_rows(
     return [(lo * PANEL, min(hi * PANEL, rows))] * len(types)
 
 
+def _infer_scaled(s: Signature) -> Sequence[Type]:
+    weight = s.tensor(0)
+    if not weight.dtype.is_float:
+        raise OpError(f"{weight} holds no floats")
+    return [weight]
+
+
+def _infer_scaled_columns(s: Signature) -> Sequence[Type]:
+    weight, factors = s.tensors()
+    _, columns = fixed(weight)
+    if not weight.dtype.is_float:
+        raise OpError(f"{weight} holds no floats")
+    if factors.shape != (columns,) or not factors.dtype.is_float:
+        raise OpError(f"{factors} does not hold one float for each of {columns} columns")
+    return [weight]
+
+
+def _evaluate_scaled_columns(e: Evaluation) -> Sequence[Any]:
+    weight, factors = (np.asarray(x, e.float_type) for x in e.inputs)
+    with np.errstate(over="ignore"):  # the evaluator refuses what is too large, by name
+        return [e.rounded(weight * factors)]
+
+
+def _rows_and_factors(
+    attributes: Mapping[str, Attribute], types: Sequence[TensorType], lo: int, hi: int
+) -> list[tuple[int, int] | None]:
+    return [(lo, hi), (0, 1)]  # factors of rank 1 are one row
+
+
 def _block_op(part: str, function: Any, summary: str) -> OpDefinition:
     return OpDefinition(
         f"block_{part}",
@@ -275,6 +304,26 @@ OPS: tuple[OpDefinition, ...] = (
         _evaluate_row_quants,
         "weight / scale rounded to e4m3fn.",
         rows=same_rows,
+    ),
+    OpDefinition(
+        "scale_weight",
+        _WEIGHTS,
+        ("weight",),
+        {"factor": "float"},
+        _infer_scaled,
+        lambda e: [e.rounded(np.asarray(e.inputs[0], e.float_type) * e.float_type.type(e.number("factor")))],
+        "weight * factor.",
+        rows=same_rows,
+    ),
+    OpDefinition(
+        "scale_columns",
+        _WEIGHTS,
+        ("weight", "factors"),
+        {},
+        _infer_scaled_columns,
+        _evaluate_scaled_columns,
+        "Column c of weight times factors[c].",
+        rows=_rows_and_factors,
     ),
     OpDefinition(
         "pack",

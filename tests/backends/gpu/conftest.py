@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -16,6 +18,15 @@ from triton_interpreted import Interpreter
 
 @pytest.fixture(scope="session")
 def interpreter() -> Iterator[Interpreter]:
-    """Runs kernels without a GPU."""
-    with Interpreter() as running:
+    """Runs kernels without a GPU; `make gpu-code` and `make gpu-test` put others in its place (tests/gpu)."""
+    elsewhere = os.environ.get("LLAMAC_GPU_KERNELS")
+    with elsewhere_runner(elsewhere) if elsewhere else Interpreter() as running:
         yield running
+
+
+def elsewhere_runner(words: str) -> Interpreter:
+    """`record ARCHITECTURES FOLDER`: compile what is interpreted. `run KIND FOLDER`: a real GPU."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "gpu"))
+    from runners import runner_of
+
+    return cast(Interpreter, runner_of(words))

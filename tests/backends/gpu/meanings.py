@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from llamac.backends.gpu.layouts import RowLayout, pack_rows, unpack_rows
 from llamac.ir.definition import Evaluation, Signature
 from llamac.ir.dtypes import F32, I32
 from llamac.ir.layouts import format_of
 from llamac.ir.ops.cache_ops import CacheState
 from llamac.ir.registry import find_op
+from llamac.ir.row_layouts import RowLayout, pack_rows, unpack_rows
 from llamac.ir.types import TensorType, Type
 
 Array = np.ndarray[Any, Any]

@@ -9,10 +9,10 @@ from llamac.backends.gpu import attention_requests, expert_requests, linear_requ
 from llamac.backends.gpu.architectures import Architecture, architecture
 from llamac.backends.gpu.attention_requests import Heads
 from llamac.backends.gpu.expert_requests import Experts
-from llamac.backends.gpu.layouts import RowLayout
 from llamac.backends.gpu.request import KernelRequest
 from llamac.ir.dtypes import BF16
 from llamac.ir.layouts import format_of
+from llamac.ir.row_layouts import RowLayout
 from llamac.ir.types import CacheType
 
 EPS = 1e-5
@@ -120,14 +120,16 @@ def step_kernels(machine: Architecture, model: Model, format: str) -> Iterator[K
 def expert_kernels(machine: Architecture, count: int, top: int, format: str) -> Iterator[KernelRequest]:
     """The mixture of a Llama 4 layer."""
     experts = Experts(count, top, SCOUT.hidden, SCOUT.inner, format_of(format))
-    yield expert_requests.route(machine, experts, 1)
-    yield expert_requests.route(machine, experts, 512)
+    yield expert_requests.route(machine, count, top, 1)
+    yield expert_requests.route(machine, count, top, 512)
     yield expert_requests.decode_gate_up(machine, experts, EPS)
-    yield expert_requests.decode_down(machine, experts)
-    yield expert_requests.prefill_gate_up(machine, experts, 512)
-    yield expert_requests.prefill_down(machine, experts, 512)
+    yield expert_requests.decode_down(machine, experts, top == 1)
+    kind = linear_requests.between(experts.gate_up)
+    yield expert_requests.prefill_gate_up(machine, experts, 32, x=kind, norm=False, eps=EPS)
+    yield expert_requests.prefill_gate_up(machine, experts, 1, x="fp32", norm=format != "f16", eps=EPS)
+    yield expert_requests.prefill_down(machine, experts, 32, top == 1)
     if top > 1:
-        yield expert_requests.scatter(machine, experts)
+        yield expert_requests.scatter(machine, SCOUT.hidden, top)
 
 
 def llama4_kernels(machine: Architecture, format: str) -> Iterator[KernelRequest]:

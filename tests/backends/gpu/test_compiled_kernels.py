@@ -19,10 +19,10 @@ from model_kernels import (
 
 from llamac.backends.gpu.architectures import ARCHITECTURES, architecture
 from llamac.backends.gpu.compile import CompiledKernel, compile_request
-from llamac.backends.gpu.layouts import RowLayout
 from llamac.backends.gpu.linear_requests import few_tokens
 from llamac.backends.gpu.request import KernelRequest
 from llamac.ir.layouts import format_of
+from llamac.ir.row_layouts import RowLayout
 
 DECODE_REGISTERS = {"cuda": 208, "hip": 256}
 """Registers of a thread in decoding. A CUDA unit then runs at least one block of 256 threads, whose eight open 16-byte
@@ -111,7 +111,7 @@ def test_the_kernels_around_the_layers() -> None:
 def test_experts() -> None:
     for request, kernel in compiled(expert_kernels(named("sm_90"), 16, 1, "bf16"), "sm_90"):
         if request.kernel.startswith("prefill"):
-            assert "wgmma.mma_async" in kernel.assembly
+            assert matrix_instruction(request, "sm_90") in kernel.assembly, request.label
 
 
 def test_eight_bit_products_are_made_as_such() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from meanings import Weight, meaning, random_weight
+from meanings import meaning, random_weight
 from triton_interpreted import Array, Interpreter
 
 EPS = 1e-5
@@ -64,18 +64,20 @@ class Layer:
         self.order, self.place, scores, self.offsets = meaning("route", logits, top_k=top)
         self.scores = scores.astype(np.float32)
 
-    def by_expert(self, x: Array, weight: Weight) -> Array:
-        stack = weight.values.astype(np.float64)
-        return np.asarray(meaning("expert_linear", x, stack, self.offsets)[0])
+    def by_expert(self, x: Array, stack: Array) -> Array:
+        return np.asarray(meaning("expert_linear", x, stack.astype(np.float64), self.offsets)[0])
 
     def middle(self, normed: bool) -> Array:
         x = meaning("rms_norm", self.x, self.norm, eps=EPS)[0] if normed else self.x
         (routed,) = meaning("gather_routed", x, self.order, self.scores, top_k=self.top)
-        return np.asarray(meaning("swiglu", self.by_expert(routed, self.gate_up))[0])
+        gate, up = (self.by_expert(routed, stack) for stack in np.split(self.gate_up.values, 2))
+        return np.asarray(meaning("swiglu", gate, up)[0])
 
     def answer(self, middle: Array) -> Array:
         return np.asarray(
-            meaning("scatter_routed", self.by_expert(middle, self.down), self.place, self.base, top_k=self.top)[0]
+            meaning("scatter_routed", self.by_expert(middle, self.down.values), self.place, self.base, top_k=self.top)[
+                0
+            ]
         )
 
     def routing(self) -> dict[str, Any]:
@@ -111,7 +113,8 @@ def test_decode(interpreter: Interpreter, format: str, top: int) -> None:
 
 @pytest.mark.parametrize("format", ["bf16", "i4g32s16"])
 @pytest.mark.parametrize("top", [1, 3])
-def test_prefill(interpreter: Interpreter, format: str, top: int) -> None:
+@pytest.mark.parametrize("normed", [False, True])
+def test_prefill(interpreter: Interpreter, format: str, top: int, normed: bool) -> None:
     """Tiles of 16 routed rows, some expert with several and some with none."""
     layer = Layer(format, top, 21, experts=6)
     rows = 21 * top
@@ -120,9 +123,10 @@ def test_prefill(interpreter: Interpreter, format: str, top: int) -> None:
     sizes = {"BM": 16, "BN": 32, "BK": 32, "DOT": "f32", "x_scale_ptr": None}
     interpreter.launch(
         "moe.prefill_expert_gate_up", (tiles, 2), x_ptr=layer.x, score_ptr=layer.scores, y_ptr=middle, N=layer.inner,
-        K=layer.width, TOP=top, **sizes, **layer.routing(), **layer.gate_up.arguments(),
+        norm_ptr=layer.norm if normed else None, K=layer.width, EPS=EPS, TOP=top, **sizes, **layer.routing(),
+        **layer.gate_up.arguments(),
     )  # fmt: skip
-    check(middle, layer.middle(False))
+    check(middle, layer.middle(normed))
     y = np.full((21 if top == 1 else rows, layer.width), np.nan, np.float32)
     interpreter.launch(
         "moe.prefill_expert_down", (tiles, 3), x_ptr=middle, base_ptr=layer.base if top == 1 else None, y_ptr=y,

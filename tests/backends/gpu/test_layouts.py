@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from meanings import FORMATS, GROUPED, random_weight
 
-from llamac.backends.gpu.layouts import RowLayout, pack_rows, unpack_rows
 from llamac.ir.layouts import format_of, pack, unpack
+from llamac.ir.row_layouts import RowLayout, pack_rows, unpack_rows
 
 SHAPES = [(1, 1), (3, 31), (16, 128), (37, 200)]
 

@@ -180,8 +180,8 @@ def test_any_shape(
 
 def test_every_e4m3_byte_is_decoded_and_encoded(interpreter: Interpreter) -> None:
     """A row of each byte times one-hot activations is the byte's value, in software as in numpy."""
-    from llamac.backends.gpu.layouts import RowLayout, pack_rows
     from llamac.ir.layouts import format_of
+    from llamac.ir.row_layouts import RowLayout, pack_rows
 
     finite = np.array([b for b in range(256) if b & 0x7F != 0x7F], np.uint8)
     layout = RowLayout(format_of("e4m3fn"), finite.size, 1)

@@ -1,0 +1,145 @@
+"""From a kernel-level module to the calls of every bucket: one op is one call, or two where rows are normed first.
+
+A step has a body and two tails, of which one runs: logits of the wanted rows, or the best token of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from llamac.analysis.weight_plan import PlacedWeight
+from llamac.artifact.launch_plan import PAGES, ROWS, SEQUENCES, TABLE_WIDTH, TOKENS, Buffer, Pointer
+from llamac.errors import LlamacError
+from llamac.ir.graph import Graph, Module, Op, Weight
+from llamac.ir.kv_groups import kv_groups
+from llamac.ir.types import CacheType
+
+from . import attention_calls, expert_calls, linear_calls
+from .architectures import Architecture
+from .arena import place_slots
+from .attention_calls import TILES_INPUT, most_tiles
+from .calls import COUNTERS, Call, Slot, StepCalls, StepShape
+
+LARGEST_DECODE = 64
+"""Rows of the largest step whose rows attend one by one."""
+
+_EMIT: Mapping[str, Callable[[StepCalls, Op], None]] = {
+    "embed_rows16": linear_calls.embed,
+    "rope_angles": linear_calls.angles,
+    "linear_rows16": linear_calls.linear,
+    "gate_up_rows16": linear_calls.gate_up,
+    "qkv_rows16": attention_calls.qkv,
+    "attend": attention_calls.attend,
+    "route": expert_calls.route,
+    "expert_gate_up_rows16": expert_calls.gate_up,
+    "expert_down_rows16": expert_calls.down,
+    "scatter_routed": expert_calls.scatter,
+}
+
+
+@dataclass(frozen=True)
+class BucketCalls:
+    """The calls of one bucket with the places of its memory."""
+
+    shape: StepShape
+    body: list[Call]
+    tails: Mapping[str, list[Call]]
+    places: Mapping[Slot, int]
+    arena_bytes: int
+    counter_bytes: int
+    tile_tokens: int
+
+
+def step_shapes(max_tokens: int) -> list[StepShape]:
+    """The buckets of a target: powers of two for decoding, and all tokens of a step for prefill."""
+    sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= min(max_tokens, LARGEST_DECODE)]
+    shapes = [StepShape(f"decode-{size}", "decode", size, size) for size in sizes]
+    return [*shapes, StepShape(f"prefill-{max_tokens}", "prefill", max_tokens, max_tokens)]
+
+
+def bucket_calls(
+    module: Module, placed: list[PlacedWeight], machine: Architecture, units: int, shape: StepShape
+) -> BucketCalls:
+    """Every call of a step (LLC0605 for an op that no kernel does)."""
+    graph = module.step
+    offsets = {item.weight: item.offset for item in placed}
+    step = StepCalls(machine, units, shape, _by_value(graph, offsets))
+    for argument in graph.arguments:
+        step.memory[argument] = Pointer(argument.name, 0)
+    head = _head(graph)
+    for op in graph.ops:
+        if op is not head:
+            _emit(step, op)
+    body, step.calls = step.calls, []
+    tails = {"logits": _tail(step, head, False), "greedy": _tail(step, head, True)}
+    places, arena = place_slots([*body, *tails["logits"], *tails["greedy"]])
+    return BucketCalls(shape, body, tails, places, arena, step.counters, step.tile_tokens)
+
+
+def _by_value(graph: Graph, offsets: Mapping[Weight, int]) -> dict[Weight, int]:
+    used = {v for op in graph.ops for v in op.operands if isinstance(v, Weight)}
+    return {weight: offsets[weight] for weight in used}
+
+
+def _head(graph: Graph) -> Op:
+    head = graph.outputs[0].producer
+    if head is None or head.opcode != "linear_rows16" or "rows" not in str(head.attributes["operands"]).split():
+        raise LlamacError("LLC0605", "head", "the logits are not a product of the wanted rows over packed rows")
+    return head
+
+
+def _emit(step: StepCalls, op: Op) -> None:
+    emit = _EMIT.get(op.opcode)
+    if emit is None:
+        reason = f"no GPU kernel does {op.opcode}"
+        raise LlamacError("LLC0605", op.location or "@step", reason, "compile for a CPU target, which has one")
+    emit(step, op)
+
+
+def _tail(step: StepCalls, head: Op, greedy: bool) -> list[Call]:
+    logits, ids, normed = Pointer("logits", 0), Pointer("best", 0), dict(step.normed)
+    if greedy:
+        linear_calls.best(step, head, logits, ids)
+    else:
+        linear_calls.linear(step, head, to=logits)
+    step.normed = normed  # what one tail makes the other does not have
+    calls, step.calls = step.calls, []
+    return calls
+
+
+def buffers(module: Module, buckets: list[BucketCalls], weight_member: str, weight_bytes: int) -> tuple[Buffer, ...]:
+    """All memory of a plan."""
+    vocab = _head(module.step).attributes["rows"]
+    assert isinstance(vocab, int)
+    tile_tokens = max((b.tile_tokens for b in buckets), default=0)
+    by_role = [
+        Buffer("weights", "weights", weight_bytes, member=weight_member),
+        Buffer("arena", "scratch", max(b.arena_bytes for b in buckets)),
+        Buffer(COUNTERS, "counters", max(4, *(b.counter_bytes for b in buckets)), "i32"),
+        *(_input(name, count) for name, count in (("token_ids", TOKENS), ("positions", TOKENS))),
+        _input("sequence_of_token", TOKENS),
+        _input("logit_rows", ROWS),
+        Buffer("logits", "output", ("mul", ROWS, 4 * vocab), "fp32"),
+        Buffer("best", "output", ("mul", ROWS, 4), "i32"),
+    ]
+    for group in kv_groups(module.step):
+        by_role += [_cache(group.cache.name, group.type), _tables(group.tables.name)]
+    if tile_tokens:
+        size = ("mul", most_tiles(TOKENS, tile_tokens), 8)
+        by_role.append(Buffer(TILES_INPUT, "input", size, "i32", tile_tokens=tile_tokens))
+    return tuple(by_role)
+
+
+def _input(name: str, count: str) -> Buffer:
+    return Buffer(name, "input", ("mul", count, 4), "i32")
+
+
+def _tables(name: str) -> Buffer:
+    return Buffer(name, "input", ("mul", ("mul", SEQUENCES, TABLE_WIDTH), 4), "i32")
+
+
+def _cache(name: str, kind: CacheType) -> Buffer:
+    pages = ("add", f"{PAGES}.{name}", 1)
+    size = ("mul", pages, kind.page_bytes)
+    return Buffer(name, "cache", size, kind.dtype.name, page_bytes=kind.page_bytes)
