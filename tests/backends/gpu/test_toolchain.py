@@ -102,7 +102,7 @@ def test_requests_are_made_without_triton() -> None:
     """Which kernels a model needs, and where its weights lie, is known without the compiler."""
     program = (
         "import sys\n"
-        "from llamac.backends.gpu import attention_requests, compile, expert_requests, layouts, step_requests\n"
+        "from llamac.backends.gpu import attention_requests, compile, expert_requests, launches, step_requests\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('triton', 'torch')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
