@@ -10,12 +10,15 @@ not fire when the product has another use.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from llamac.ir.graph import Module, Op, Value
+from llamac.ir.graph import Attribute, Module, Op, Value
 from llamac.ir.levels import KERNEL, LOWERING
 from llamac.transform.base import Pass, PassContext, PassResult, Refusal
 from llamac.transform.rewriter import Rewriter
+
+Attributes = Mapping[str, Attribute]
 
 _WITHOUT = {"linear_dense": 2, "linear_biased": 3, "linear_grouped": 4}
 
@@ -42,13 +45,30 @@ class FuseResidual(Pass):
 
 
 def _fuse(rewriter: Rewriter, add: Op) -> str | None:
-    """Fuse `add`, or give the reason not to."""
-    reason = "neither operand is the product of a linear kernel without residual"
+    return fuse_addition(
+        rewriter, add, _with_residual, "neither operand is the product of a linear kernel without residual"
+    )
+
+
+def _with_residual(op: Op) -> Attributes | None:
+    return op.attributes if len(op.operands) == _WITHOUT.get(op.opcode, 0) else None
+
+
+def fuse_addition(
+    rewriter: Rewriter, add: Op, with_residual: Callable[[Op], Attributes | None], otherwise: str
+) -> str | None:
+    """Make one operand of `add` the last operand of the product that is the other, or give the reason not to.
+
+    `with_residual` gives the attributes that an op has with a residual, None unless it is a product that can take one;
+    `otherwise` is the reason where neither operand is one.
+    """
+    reason = otherwise
     for total, residual in (add.operands, add.operands[::-1]):
         scatter = total.producer if _is_scattered(rewriter, total) else None
         product = scatter.operands[2] if scatter is not None else total
         linear = product.producer
-        if linear is None or len(linear.operands) != _WITHOUT.get(linear.opcode, 0):
+        attributes = None if linear is None else with_residual(linear)
+        if linear is None or attributes is None:
             continue
         if sum(product.users.values()) != 1 or product in rewriter.graph.outputs:
             reason = "the product has another use"
@@ -56,7 +76,7 @@ def _fuse(rewriter: Rewriter, add: Op) -> str | None:
             reason = f"the residual {residual.type} is not of the product's type {product.type}"
         else:
             rewriter.at(add)
-            result = rewriter.op(linear.opcode, *linear.operands, residual, **linear.attributes)
+            result = rewriter.op(linear.opcode, *linear.operands, residual, **attributes)
             if scatter is not None:
                 result = rewriter.op(scatter.opcode, *scatter.operands[:2], result, **scatter.attributes)
             rewriter.replace(add.result, result)

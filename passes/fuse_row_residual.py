@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llamac.ir.graph import Module, Op, Value
+from llamac.ir.graph import Module, Op
 from llamac.ir.levels import LOWERING
 from llamac.transform.base import Pass, PassContext, PassResult, Refusal
 from llamac.transform.rewriter import Rewriter
+
+from .fuse_residual import Attributes, fuse_addition
 
 
 @dataclass(frozen=True)
@@ -45,33 +47,13 @@ class FuseRowResidual(Pass):
 
 
 def _add(rewriter: Rewriter, add: Op) -> str | None:
-    """Fuse `add`, or give the reason not to."""
-    reason = "neither operand is a product over rows without residual"
-    for total, residual in (add.operands, add.operands[::-1]):
-        scatter = total.producer if _is_scattered(rewriter, total) else None
-        product = scatter.operands[2] if scatter is not None else total
-        linear = product.producer
-        if linear is None or linear.opcode != "linear_rows16" or "residual" in str(linear.attributes["operands"]):
-            continue
-        if sum(product.users.values()) != 1 or product in rewriter.graph.outputs:
-            reason = "the product has another use"
-        elif residual.type != product.type:
-            reason = f"the residual {residual.type} is not of the product's type {product.type}"
-        else:
-            rewriter.at(add)
-            attributes = {**linear.attributes, "operands": f"{linear.attributes['operands']} residual"}
-            result = rewriter.op("linear_rows16", *linear.operands, residual, **attributes)
-            if scatter is not None:
-                result = rewriter.op("scatter_routed", *scatter.operands[:2], result, **scatter.attributes)
-            rewriter.replace(add.result, result)
-            return None
-    return reason
+    return fuse_addition(rewriter, add, _with_residual, "neither operand is a product over rows without residual")
 
 
-def _is_scattered(rewriter: Rewriter, value: Value) -> bool:
-    """Whether `value` is a product with routed rows added, and nothing else uses it."""
-    alone = sum(value.users.values()) == 1 and value not in rewriter.graph.outputs
-    return alone and value.producer is not None and value.producer.opcode == "scatter_routed"
+def _with_residual(op: Op) -> Attributes | None:
+    if op.opcode != "linear_rows16" or "residual" in str(op.attributes["operands"]):
+        return None
+    return {**op.attributes, "operands": f"{op.attributes['operands']} residual"}
 
 
 def _scatter(rewriter: Rewriter, scatter: Op) -> bool:
