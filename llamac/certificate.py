@@ -21,7 +21,8 @@ from llamac.models.llama.shrink import SyntheticWeights, shrink_config, shrink_t
 from llamac.passes.pipelines import Quantization, parse_quantization, target_pipeline
 from llamac.transform.outside import Edit, load_edits
 from llamac.transform.pipeline import Instrument, pipeline_text
-from llamac.transform.validation import EXACT_BOUND, Scenario, Validator, Verdict, make_scenario
+from llamac.transform.scenario import Scenario, make_scenario
+from llamac.transform.validation import EXACT_BOUND, Validator, Verdict
 
 from .image_side import validate_encoder
 from .layer_kinds import is_uniform, layer_counts
@@ -46,6 +47,25 @@ def certify(
     """
     small = shrink_config(checkpoint.config, checkpoint.tensors)
     tensors = shrink_tensors(checkpoint.config, small, checkpoint.tensors)
+    return _certificate(small, tensors, quantization, kv_dtype, passes_from, kinds)
+
+
+def recertify(certificate: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
+    """The certificate of the same small model for other kinds of targets (LLC0507 when a pass is wrong)."""
+    small = config_from_json(certificate["config"])
+    tensors = small_tensors(small, certificate["encodings"])
+    quantization, passes_from = parse_quantization(certificate["quantization"]), certificate.get("passes_from", ())
+    return _certificate(small, tensors, quantization, certificate["kv_dtype"], passes_from, kinds)
+
+
+def _certificate(
+    small: LlamaConfig,
+    tensors: Mapping[str, StoredTensor],
+    quantization: Quantization,
+    kv_dtype: str,
+    passes_from: Sequence[str],
+    kinds: Sequence[str],
+) -> dict[str, Any]:
     edit, verdicts, pipelines = load_edits(passes_from), [], []
     for kind in kinds:
         found, text = validate(small, tensors, quantization, kv_dtype, SEED, edit, kind=kind)

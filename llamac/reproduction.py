@@ -38,7 +38,8 @@ from llamac.transform.reduction import (
     shrink,
     shrink_module,
 )
-from llamac.transform.validation import Scenario, Validator, make_scenario
+from llamac.transform.scenario import Scenario, make_scenario
+from llamac.transform.validation import Validator
 
 from .certificate import MAX_TOKENS, PAGE, SEED
 from .layer_kinds import is_uniform, layer_counts

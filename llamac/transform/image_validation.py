@@ -19,7 +19,8 @@ from llamac.ir.interpreter import Interpreter
 from llamac.ir.ops.cache_ops import CacheState
 
 from .arena import ArenaInterpreter
-from .validation import Scenario, Validator
+from .scenario import Scenario
+from .validation import Validator
 
 TILES = 3
 FIRST = 5

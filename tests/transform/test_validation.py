@@ -27,7 +27,8 @@ from llamac.transform.arena import ArenaInterpreter, is_planned
 from llamac.transform.base import Pass
 from llamac.transform.integers import _quantized
 from llamac.transform.rounding import rounding_ratio
-from llamac.transform.validation import make_scenario, relative_difference
+from llamac.transform.scenario import make_scenario
+from llamac.transform.validation import relative_difference
 
 # The arena.
 
