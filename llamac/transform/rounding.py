@@ -78,7 +78,8 @@ def rounding_ratio(weight: Weight, old: Array, new: Array, item: Pass) -> float:
     columns = producer.attributes["group"]
     assert isinstance(columns, int)
     width = int(getattr(item, "group", columns))
-    return _ratio(_group_max(error, width), _integer_bound(before, width, quants))
+    measured = _norms(error, width) if quants is I4 else _groups(error, width).max(axis=2)
+    return _ratio(measured, _integer_bound(before, width, quants))
 
 
 def _ratio(error: Array, bound: Array) -> float:
@@ -92,7 +93,10 @@ def _fp8_bound(x: Array) -> Array:
 
 
 def _integer_bound(x: Array, group: int, quants: DType) -> Array:
-    """The largest error of each group when every value becomes the nearest that the quants reach."""
+    """The largest error of each group when every value becomes the nearest that the quants reach.
+
+    The scale of i4 is fitted: its errors, all of a group together, are no larger than with the largest value at -8.
+    """
     low, high = _RANGES[quants]
     grouped = _groups(x, group)
     smallest, largest = grouped.min(axis=2, keepdims=True), grouped.max(axis=2, keepdims=True)
@@ -106,14 +110,19 @@ def _integer_bound(x: Array, group: int, quants: DType) -> Array:
         scale = amax / high
     safe = np.where(scale == 0, 1, scale)
     nearest = np.clip(np.rint((grouped - minimum) / safe), low, high) * scale + minimum
+    stored = (amax * _SCALE_ROUNDING + max(-low, high) * _SMALLEST_HALF)[:, :, 0]
+    if quants is I4:
+        error = (nearest - grouped).reshape(len(x), -1)[:, : x.shape[1]]
+        return np.asarray(_norms(error, group) * _SLACK + stored * group**0.5)
     half_step = np.abs(scale) / 2  # no value need lie where the error is largest
     error = np.maximum(np.abs(nearest - grouped).max(axis=2, keepdims=True), half_step)
-    stored = amax * _SCALE_ROUNDING + max(-low, high) * _SMALLEST_HALF
-    return np.asarray((error * _SLACK + stored)[:, :, 0])
+    return np.asarray((error * _SLACK)[:, :, 0] + stored)
 
 
-def _group_max(error: Array, group: int) -> Array:
-    return np.asarray(_groups(error, group).max(axis=2))
+def _norms(error: Array, group: int) -> Array:
+    """The root of the sum of squares of each group; the last may be short."""
+    padded = np.pad(error, ((0, 0), (0, -error.shape[1] % group)))
+    return np.asarray(np.linalg.norm(padded.reshape(len(error), -1, group), axis=2))
 
 
 def _groups(x: Array, group: int) -> Array:

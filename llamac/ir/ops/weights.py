@@ -14,6 +14,7 @@ from ..graph import Attribute
 from ..layouts import PANEL, format_of, pack
 from ..levels import CAPTURED, KERNEL, MODEL
 from ..types import TensorType, Type
+from .fitted_scale import fitted_scale
 
 _WEIGHTS = frozenset({CAPTURED, MODEL, KERNEL})
 _RANGES: dict[object, tuple[int, int]] = {I4: (-8, 7), U4: (0, 15), I8: (-127, 127), U8: (0, 255)}
@@ -83,8 +84,8 @@ def _evaluate_group_scale(e: Evaluation) -> Sequence[Any]:
     if low == 0:
         return [_as_half((largest - np.minimum(smallest, 0)) / np.float32(high))]
     if e.attributes["dtype"] is I4:
-        # The element of largest magnitude becomes exactly -8: its sign decides the sign of the scale.
-        return [_as_half(_extreme(x, smallest, largest) / np.float32(low))]
+        # The range has one step more below zero: the sign of the largest element decides the sign of the scale.
+        return [fitted_scale(x, _extreme(x, smallest, largest), e.inputs[0].shape[1])]
     return [_as_half(np.maximum(np.abs(smallest), np.abs(largest)) / np.float32(high))]
 
 
