@@ -14,3 +14,7 @@ class LlamaCpp(Peer):
 
     def __init__(self, python: str | Path, path: Path, threads: int, tokens: int, sequences: int = 1) -> None:
         super().__init__("llama.cpp", python, WORKER, path, threads, tokens, sequences)
+
+    def quantize(self, path: Path, output: Path, file_type: int) -> None:
+        """Write `path`, a file of floats, as `output` with llama.cpp's own quantizer."""
+        self._ask(do="quantize", path=str(path), output=str(output), file_type=file_type)

@@ -8,6 +8,7 @@ the run of llamac beside it does. `_worker.py` has the protocol.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import time
 from typing import Any
@@ -66,6 +67,14 @@ class Engine:
             rows = [(token, start + n, 0, True) for n, token in enumerate(ids[start : start + LARGEST])]
             parts.append(self._decode(rows))
         np.save(path, np.concatenate(parts))
+        return {}
+
+    def quantize(self, path: str, output: str, file_type: int) -> dict[str, Any]:
+        """Another file of floats through llama.cpp's own quantizer."""
+        parameters = llama_cpp.llama_model_quantize_default_params()
+        parameters.ftype = file_type
+        if llama_cpp.llama_model_quantize(path.encode(), output.encode(), ctypes.byref(parameters)):
+            raise SystemExit(f"llama.cpp cannot quantize {path}")
         return {}
 
     def _forget(self) -> None:

@@ -32,6 +32,10 @@ class Peer:
         found = self._ask(do="run", prompt=prompt, new=new_tokens)
         return found["first"], found["rest"]
 
+    def greedy(self, prompt: list[int], new_tokens: int) -> list[int]:
+        """The ids of a fresh sequence, decoded greedily."""
+        return [int(i) for i in self._ask(do="run", prompt=prompt, new=new_tokens)["ids"]]
+
     def together(self, prompt: list[int], new_tokens: int, sequences: int) -> float:
         """Seconds for `new_tokens` - 1 steps of `sequences` sequences that are decoded together."""
         return float(self._ask(do="together", prompt=prompt, new=new_tokens, sequences=sequences)["rest"])

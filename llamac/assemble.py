@@ -26,6 +26,8 @@ from .gpu_side import ALIGNMENT as GPU_ALIGNMENT
 from .gpu_side import WEIGHTS_MEMBER as GPU_WEIGHTS_MEMBER
 from .gpu_side import GpuSide, members
 from .manifest_entries import GPU_IR_MEMBER, IMAGE_IR_MEMBER, IR_MEMBER, WEIGHTS_MEMBER, manifest_of
+from .onnx_side import OnnxSide
+from .tvm_side import TvmBuilt, TvmSide
 
 if TYPE_CHECKING:
     from .driver import CompiledGraph
@@ -36,7 +38,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything that an artifact is made of; at least one of `cpu` and `gpu` is there."""
+    """Everything that an artifact is made of; `cpu` or `gpu` is there, or both. `tvm` works on the graph of `cpu`."""
 
     checkpoint: Checkpoint
     cpu: CompiledGraph | None
@@ -44,20 +46,39 @@ class Parts:
     gpu: GpuSide | None
     vectors: dict[str, Any]
     certificate: dict[str, Any] | None
+    tvm: TvmSide | None = None
+    onnx: OnnxSide | None = None
 
     @property
     def main(self) -> CompiledGraph:
         """The graph that the manifest speaks of first."""
         if self.cpu is not None:
-            return self.cpu
+            return self.cpu if self.runs_on_cpus or self.onnx is None else _weighing(self.cpu, self.onnx.weight_bytes)
         assert self.gpu is not None
         compiled = self.gpu.compiled
         return replace(compiled, limits=replace(compiled.limits, arena_bytes=self.gpu.arena_bytes))
 
+    @property
+    def runs_on_cpus(self) -> bool:
+        """Whether a target reads the weights as `cpu` has packed them."""
+        return bool(self.cpu_targets) or self.tvm is not None
+
     def weights(self) -> list[tuple[str, CompiledGraph]]:
-        """The members of weights, one a layout."""
-        found = [(WEIGHTS_MEMBER, self.cpu)] if self.cpu is not None else []
-        return [*found, *([(GPU_WEIGHTS_MEMBER, self.gpu.compiled)] if self.gpu is not None else [])]
+        """The members of weights, one a layout, or one a rank of it where the model is divided."""
+        found = [(WEIGHTS_MEMBER, self.cpu)] if self.cpu is not None and self.runs_on_cpus else []
+        found += [(GPU_WEIGHTS_MEMBER, self.gpu.compiled)] if self.gpu is not None else []
+        return [pair for member, graph in found for pair in _rank_members(member, graph)]
+
+
+def _weighing(compiled: CompiledGraph, weight_bytes: int) -> CompiledGraph:
+    return replace(compiled, limits=replace(compiled.limits, weight_bytes=weight_bytes, arena_bytes=0))
+
+
+def _rank_members(member: str, graph: CompiledGraph) -> list[tuple[str, CompiledGraph]]:
+    if not graph.others:
+        return [(member, graph)]
+    stem, ranks = member.removesuffix(".bin"), graph.ranks
+    return [(f"{stem}.{rank}of{len(ranks)}.bin", each) for rank, each in enumerate(ranks)]
 
 
 def assemble(
@@ -68,28 +89,40 @@ def assemble(
     if source is not None and emit_c is not None:
         _emit_c(Path(emit_c), source)
     with tempfile.TemporaryDirectory(prefix="llamac-") as folder, ThreadPoolExecutor(2) as pool:
-        jobs = {t.name: pool.submit(_compile_code, source, t, Path(folder)) for t in parts.cpu_targets if source}
+        jobs = {t.name: pool.submit(compile_code, source, t, Path(folder)) for t in parts.cpu_targets if source}
         kernels = pool.submit(parts.gpu.build, lambda done, total: None) if parts.gpu is not None else None
+        tvm = pool.submit(parts.tvm.build) if parts.tvm is not None else None
         try:
-            return _write(parts, output, memory, source, jobs, kernels, progress)
+            return _write(parts, output, memory, source, jobs, kernels, tvm, progress)
         finally:
             for job in jobs.values():
                 job.cancel()
-            if kernels is not None:
-                kernels.cancel()
+            for other in (kernels, tvm):
+                if other is not None:
+                    other.cancel()
 
 
 def _source(parts: Parts) -> str | None:
     """The generated C, where a target is a CPU."""
     compiled = parts.cpu
-    if compiled is None:
+    if compiled is None or not parts.cpu_targets:
         return None
-    title = f"{parts.checkpoint.name}, {compiled.quantization} weights, {compiled.kv_dtype} cache"
+    source = source_of(compiled, parts.checkpoint.name)
+    if any(source_of(other, parts.checkpoint.name) != source for other in compiled.others):
+        reason = "the ranks need different code (a bug in llamac)"
+        raise LlamacError("LLC0616", parts.checkpoint.name, reason, "report it")
+    return source
+
+
+def source_of(compiled: CompiledGraph, name: str) -> str:
+    """The generated C of a model called `name`."""
+    title = f"{name}, {compiled.quantization} weights, {compiled.kv_dtype} cache"
     return generate(compiled.module, compiled.placed, compiled.limits, title, image=compiled.image)
 
 
-def _compile_code(source: str, target: Target, folder: Path) -> bytes:
-    out = folder / f"{target.name}.so"
+def compile_code(source: str, target: Target, folder: Path) -> bytes:
+    """The shared library of `target`."""
+    out = folder / f"{target.stem}.so"
     compile_shared_library({"model.c": source}, triple=target.triple, cpu=target.cpu, out=out)
     return out.read_bytes()
 
@@ -112,15 +145,17 @@ def _write(
     source: str | None,
     jobs: dict[str, Future[bytes]],
     kernels: Future[Built] | None,
+    tvm: Future[TvmBuilt] | None,
     progress: Progress,
 ) -> tuple[int, dict[str, Any]]:
     total = sum(compiled.limits.weight_bytes for _, compiled in parts.weights())
+    total += parts.onnx.weight_bytes if parts.onnx is not None else 0
     with ArtifactWriter(output, expected_bytes=total) as writer:
         _write_weights(writer, parts, memory, total, progress)
         steps = len(jobs) + (kernels is not None)
         progress("compiling code", 0, steps)
         for index, (name, job) in enumerate(jobs.items()):
-            writer.add_bytes(f"code/{name}.so", job.result())
+            writer.add_bytes(f"code/{name.replace(':', '-x')}.so", job.result())
             progress("compiling code", index + 1, steps)
         if source is not None:
             writer.add_bytes("code/model.c", source.encode())
@@ -128,6 +163,10 @@ def _write(
             for member, data in members(kernels.result()).items():
                 writer.add_bytes(member, data)
             progress("compiling code", steps, steps)
+        if tvm is not None:
+            for member, data in tvm.result().members.items():
+                writer.add_bytes(member, data)
+            parts.main.context.ledger.extend(tvm.result().ledger)
         _add_ir(writer, parts)
         text = _add_text(writer, parts.checkpoint)
         manifest = manifest_of(parts, text)
@@ -147,7 +186,9 @@ def _write_weights(writer: ArtifactWriter, parts: Parts, memory: int, total: int
         with writer.open_stream(member, compiled.limits.weight_bytes) as stream:
             placed: list[PlacedWeight] = compiled.placed
             write_weights(placed, evaluator, stream, memory // 4, advance)
-            stream.pad_to(ALIGNMENT if member == WEIGHTS_MEMBER else GPU_ALIGNMENT)
+            stream.pad_to(ALIGNMENT if member.startswith(WEIGHTS_MEMBER.removesuffix(".bin")) else GPU_ALIGNMENT)
+    if parts.onnx is not None:
+        parts.onnx.write(writer, memory, advance)
 
 
 def _add_ir(writer: ArtifactWriter, parts: Parts) -> None:

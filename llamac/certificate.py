@@ -17,10 +17,12 @@ from llamac.models.checkpoint import Checkpoint, StoredTensor
 from llamac.models.graph import build_graph
 from llamac.models.llama.config import LlamaConfig
 from llamac.models.llama.config_json import config_from_json
-from llamac.models.llama.shrink import SyntheticWeights, shrink_config, shrink_tensors, small_tensors
-from llamac.passes.pipelines import Quantization, parse_quantization, target_pipeline
+from llamac.models.llama.shrink import SyntheticWeights, divisible, shrink_config, shrink_tensors, small_tensors
+from llamac.models.llama.weights import expected_shapes
+from llamac.passes.pipelines import Quantization, Share, parse_quantization, target_pipeline
 from llamac.transform.outside import Edit, load_edits
 from llamac.transform.pipeline import Instrument, pipeline_text
+from llamac.transform.rank_validation import validate_ranks
 from llamac.transform.scenario import Scenario, make_scenario
 from llamac.transform.validation import EXACT_BOUND, Validator, Verdict
 
@@ -40,14 +42,34 @@ def certify(
     kv_dtype: str,
     passes_from: Sequence[str] = (),
     kinds: Sequence[str] = ("cpu",),
+    ranks: int = 1,
 ) -> dict[str, Any]:
     """Validate the pipelines of `kinds` of targets on a shrunken model of the checkpoint's architecture.
 
-    LLC0507 when a pass is wrong.
+    Where the model is divided among `ranks`, two ranks together are validated too. LLC0507 when a pass is wrong.
     """
     small = shrink_config(checkpoint.config, checkpoint.tensors)
     tensors = shrink_tensors(checkpoint.config, small, checkpoint.tensors)
-    return _certificate(small, tensors, quantization, kv_dtype, passes_from, kinds)
+    found = _certificate(small, tensors, quantization, kv_dtype, passes_from, kinds)
+    return found if ranks == 1 else {**found, "rank_verdicts": _recorded(certify_ranks(found))}
+
+
+def certify_ranks(certificate: Mapping[str, Any]) -> list[Verdict]:
+    """The verdicts on two ranks that share the small model of a certificate (LLC0507 when a pass is wrong)."""
+    quantization, kv_dtype = parse_quantization(certificate["quantization"]), certificate["kv_dtype"]
+    small = divisible(config_from_json(certificate["config"]), 2, quantization.group)
+    encodings = {name: certificate["encodings"][name] for name in expected_shapes(small)}
+    tensors, edit = small_tensors(small, encodings), load_edits(certificate.get("passes_from", ()))
+    counts, uniform, verdicts = layer_counts(small), is_uniform(small, tensors), []
+    scenario = make_scenario(small.vocab_size, PAGE, SEED)
+    for kind in certificate["kinds"]:
+        pipelines = [
+            edit(target_pipeline(kind, counts, quantization, kv_dtype, MAX_TOKENS, uniform, PAGE, Share(2, rank)))
+            for rank in range(2)
+        ]
+        modules = [build_graph(small, tensors) for _ in pipelines]
+        verdicts += validate_ranks(modules, pipelines, _weights(tensors, SEED), scenario)
+    return verdicts
 
 
 def recertify(certificate: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
@@ -107,7 +129,9 @@ def replay(certificate: Mapping[str, Any]) -> list[Verdict]:
     kv_dtype, seed = certificate["kv_dtype"], int(certificate["seed"])
     kinds = certificate.get("kinds", ["cpu"])
     verdicts = [v for k in kinds for v in validate(small, tensors, quantization, kv_dtype, seed, edit, kind=k)[0]]
-    if "cpu" not in kinds:
+    if "rank_verdicts" in certificate:
+        verdicts += certify_ranks(certificate)
+    if "cpu" not in kinds or "image_verdicts" not in certificate:
         return verdicts
     weights = _weights(tensors, seed)
     return verdicts + validate_encoder(small, tensors, quantization, kv_dtype, weights, seed, int(certificate["page"]))

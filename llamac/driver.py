@@ -9,10 +9,12 @@ from typing import Any
 
 from llamac.analysis.memory import arena_bytes
 from llamac.analysis.weight_plan import ALIGNMENT, PlacedWeight, member_bytes, plan_weights
+from llamac.artifact.tvm_plan import require_tvm
 from llamac.backends.cpu.codegen import Limits
 from llamac.backends.cpu.toolchain import zig_command
 from llamac.backends.gpu.toolchain import require_triton
 from llamac.backends.null.report import report
+from llamac.backends.onnx.library import library
 from llamac.errors import LlamacError
 from llamac.host import cpu_features, machine_architecture
 from llamac.ir.graph import Module
@@ -20,21 +22,24 @@ from llamac.models.capture.captured import CapturedModel
 from llamac.models.capture.entry import capture as capture
 from llamac.models.checkpoint import Checkpoint
 from llamac.models.graph import build_graph
-from llamac.models.sources import open_source
-from llamac.passes.pipelines import Quantization, parse_quantization, target_pipeline
-from llamac.target import Target, best_target, find_target
+from llamac.models.sources import open_graph, open_source
+from llamac.passes.pipelines import WHOLE, Quantization, Share, parse_quantization, target_pipeline
+from llamac.target import SIDE_OF_KIND, Target, best_target, find_target
 from llamac.transform.base import LedgerEntry, PassContext
 from llamac.transform.outside import Edit, load_edits
 from llamac.transform.pipeline import PassRecord, run_pipeline
 
 from .assemble import Parts, Progress, assemble
 from .certificate import certify
+from .generated_code import with_code
 from .golden import read_golden
 from .gpu_side import ALIGNMENT as GPU_ALIGNMENT
 from .gpu_side import check_text_model, gpu_side, left_out
 from .image_side import compile_encoder, most_vision_rows
 from .layer_kinds import is_uniform, layer_counts
+from .onnx_side import onnx_side
 from .reproduction import default_kv_dtype, recipe_of, repro_folder, reproduced
+from .tvm_side import tvm_side
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,13 @@ class CompiledGraph:
     quantization: Quantization
     kv_dtype: str
     encoder: tuple[Module, list[PassRecord]] | None = None
+    others: tuple[CompiledGraph, ...] = ()
+    """The graphs of the other ranks, where the model is divided: the same code over other parts of the weights."""
+
+    @property
+    def ranks(self) -> list[CompiledGraph]:
+        """The graphs of all ranks, this one first."""
+        return [self, *self.others]
 
     @property
     def image(self) -> Module | None:
@@ -86,7 +98,7 @@ def compile(
 ) -> CompileResult:
     """Compile `source` for `target`(s) into `output`.
 
-    source: a folder, a GGUF file, a preset's name, an opened `Checkpoint`, or what `capture` gives.
+    source: a folder, a GGUF or ONNX file, a preset's name, an opened `Checkpoint`, or what `capture` gives.
 
     quantize: keep, f32, f16, bf16, fp8, int8 or int4, the last two with `:g32`, `:g64`, `:g128` and `:asym`.
     kv: dtype of the key-value cache, f16 by default and f32 with `quantize="f32"`.
@@ -101,42 +113,63 @@ def compile(
     Every failure is a `LlamacError`, and leaves no output file.
     """
     targets = resolve_targets([target] if isinstance(target, str) else target)
-    on_cpus, on_gpus = ([t for t in targets if (t.kind == "cpu") == wanted] for wanted in (True, False))
+    sides = ("cpu", "gpu", "tvm", "onnx")
+    on_cpus, on_gpus, on_tvm, on_onnx = ([t for t in targets if SIDE_OF_KIND[t.kind] == side] for side in sides)
     quantization = parse_quantization(quantize)
-    _check_compilers(on_cpus, on_gpus)
+    _check_compilers(on_cpus, on_gpus, on_tvm, on_onnx)
     progress("reading", 0, 1)
-    captured = source if isinstance(source, CapturedModel) else None
-    checkpoint = _opened(source, random_weights)
+    checkpoint, captured = _opened(source, random_weights)
     ledger = [LedgerEntry(**entry) for entry in checkpoint.ledger]
     _check_tokenizer(checkpoint, tokenizer, ledger)
     vectors = read_golden(golden, checkpoint, str(quantization), ledger)
     progress("optimizing", 0, 1)
     edit = load_edits(passes_from)
-    kinds = [kind for kind, wanted in (("cpu", on_cpus), ("gpu", on_gpus)) if wanted]
+    kv = kv or ("f32" if on_onnx and on_onnx == targets else None)
+    kinds = [kind for kind, wanted in (("cpu", on_cpus or on_tvm or on_onnx), ("gpu", on_gpus)) if wanted]
     recipe = recipe_of(checkpoint, quantization, kv or default_kv_dtype(quantization), passes_from)
-    graphs = {}
+    ranks, graphs = ranks_of(targets), {}
     with reproduced(recipe, repro_folder(output)):
         for kind in kinds:
-            module = captured.fresh() if captured else None
-            graphs[kind] = compile_graph(
-                checkpoint, quantization, kv, max_step_tokens, context, ledger, module, edit, kind
-            )
+            found = []
+            for rank in range(ranks):
+                module = captured.fresh() if captured else None
+                options = (quantization, kv, max_step_tokens, context, ledger, module, edit, kind, Share(ranks, rank))
+                found.append(compile_graph(checkpoint, *options))
+            graphs[kind] = replace(found[0], others=tuple(found[1:]))
     cpu, gpu = graphs.get("cpu"), gpu_side(graphs["gpu"], on_gpus) if on_gpus else None
+    tvm = tvm_side(graphs["cpu"], on_tvm, checkpoint.config) if on_tvm else None
+    module = captured.fresh() if captured else None
+    onnx = onnx_side(checkpoint, on_onnx, graphs["cpu"], edit, module) if on_onnx else None
     _refuse_left_out(ledger, strict)
     with reproduced(recipe, repro_folder(output)):
         kv_dtype = graphs[kinds[0]].kv_dtype
-        certificate = certify(checkpoint, quantization, kv_dtype, passes_from, kinds) if validate else None
-    parts = Parts(checkpoint, cpu, tuple(on_cpus), gpu, vectors, certificate)
-    size, manifest = assemble(parts, Path(output), memory, emit_c, progress)
+        certificate = certify(checkpoint, quantization, kv_dtype, passes_from, kinds, ranks) if validate else None
+    parts = Parts(checkpoint, cpu, tuple(on_cpus), gpu, vectors, certificate, tvm, onnx)
+    with reproduced(with_code(recipe), repro_folder(output)):
+        size, manifest = assemble(parts, Path(output), memory, emit_c, progress)
     return CompileResult(Path(output), size, manifest)
 
 
-def _check_compilers(on_cpus: Sequence[Target], on_gpus: Sequence[Target]) -> None:
+def _opened(
+    source: str | Path | Checkpoint | CapturedModel, random_weights: int | None
+) -> tuple[Checkpoint, CapturedModel | None]:
+    """The checkpoint of a source, and its graph where it came as one."""
+    found = open_graph(source, random_weights=random_weights) if isinstance(source, str | Path) else source
+    return (found.checkpoint, found) if isinstance(found, CapturedModel) else (found, None)
+
+
+def _check_compilers(
+    on_cpus: Sequence[Target], on_gpus: Sequence[Target], on_tvm: Sequence[Target], on_onnx: Sequence[Target]
+) -> None:
     """A missing compiler is known before any work."""
-    if on_cpus:
+    if on_cpus or on_tvm:
         zig_command()
+    if on_tvm:
+        require_tvm()
     if on_gpus:
         require_triton()
+    if on_onnx:
+        library("onnx")
 
 
 def _refuse_left_out(ledger: Sequence[LedgerEntry], strict: bool) -> None:
@@ -145,14 +178,6 @@ def _refuse_left_out(ledger: Sequence[LedgerEntry], strict: bool) -> None:
         raise LlamacError(
             "LLC0105", first.where, f"--strict: {first.what} ({first.reason})", "compile without --strict"
         )
-
-
-def _opened(source: str | Path | Checkpoint | CapturedModel, random_weights: int | None) -> Checkpoint:
-    if isinstance(source, Checkpoint):
-        return source
-    return (
-        source.checkpoint if isinstance(source, CapturedModel) else open_source(source, random_weights=random_weights)
-    )
 
 
 def count_work(
@@ -179,13 +204,22 @@ STRICT_KINDS = frozenset({"unquantized", "requantized", "rounded", "ignored", "u
 def resolve_targets(names: Sequence[str]) -> list[Target]:
     """The target rows for names; `cpu` is the best row for this machine."""
     host = None
-    if "cpu" in names:
+    if any(name.partition(":")[0] == "cpu" for name in names):
         architecture = machine_architecture()
         host = best_target(architecture, cpu_features(architecture))
     found = {t.name: t for t in (find_target(name, host) for name in names)}
     if not found:
         raise LlamacError("LLC0603", "--target", "no target is named", "--target cpu compiles for this machine")
     return list(found.values())
+
+
+def ranks_of(targets: Sequence[Target]) -> int:
+    """Among how many processes all of `targets` divide the model (LLC0617 where they do not agree)."""
+    counts = {target.ranks: target.name for target in targets}
+    if len(counts) > 1:
+        reason = f"{' and '.join(counts.values())} divide the model differently, and a file holds one division"
+        raise LlamacError("LLC0617", "--target", reason, "compile a file for each")
+    return next(iter(counts))
 
 
 def _check_tokenizer(checkpoint: Checkpoint, wanted: bool, ledger: list[LedgerEntry]) -> None:
@@ -213,16 +247,18 @@ def compile_graph(
     module: Module | None = None,
     edit: Edit = list,
     kind: str = "cpu",
+    share: Share = WHOLE,
 ) -> CompiledGraph:
     """Everything between the checkpoint's header and code: capture, passes, and the places of weights and buffers.
 
     `module` is the captured graph where it came through another front door than the config; `edit` puts outside passes
-    into the pipeline; `kind` is "cpu" or "gpu". What a pipeline says that the ledger holds already is not repeated.
+    into the pipeline; `kind` is "cpu" or "gpu"; `share` is what one rank of several has of it. What a pipeline says
+    that the ledger holds already is not repeated.
     """
     config = checkpoint.config
-    if kind == "gpu":
+    if kind == "gpu" or share != WHOLE:
         check_text_model(config)
-        ledger += left_out(config)
+        ledger += [entry for entry in left_out(config) if entry not in ledger]
         config = replace(config, vision=None)
     length = context_length or config.context_length
     if not 0 < length <= config.context_length:
@@ -234,7 +270,7 @@ def compile_graph(
     module = module or build_graph(config, checkpoint.tensors)
     context = PassContext(checkpoint.read_rows, [])
     uniform = is_uniform(config, checkpoint.tensors)
-    steps = target_pipeline(kind, layer_counts(config), quantization, kv_dtype, max_step_tokens, uniform)
+    steps = target_pipeline(kind, layer_counts(config), quantization, kv_dtype, max_step_tokens, uniform, share=share)
     records = run_pipeline(module, edit(steps), context)
     encoder = None
     if kind == "cpu":

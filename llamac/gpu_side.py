@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from llamac.artifact.launch_plan import LaunchPlan
 from llamac.artifact.launch_plan_file import write_plan
 from llamac.backends.gpu.architectures import architecture
-from llamac.backends.gpu.build import FALLBACK, Built, PlanRequest, build
+from llamac.backends.gpu.build import FALLBACK, Built, Made, PlanRequest, build
 from llamac.backends.gpu.launches import BucketCalls, bucket_calls, buffers, step_shapes
 from llamac.backends.gpu.legality import check_legal
 from llamac.errors import LlamacError
 from llamac.ir.kv_groups import kv_groups
 from llamac.models.llama.config import LlamaConfig
-from llamac.target import GPU_LAYOUT, GPUS, Target, find_target
+from llamac.target import GPU_LAYOUT, Target, find_target, memory_of, units_of
 from llamac.transform.base import LedgerEntry
 
 if TYPE_CHECKING:
@@ -57,9 +57,9 @@ class GpuSide:
         """Scratch memory of the largest bucket of the first target."""
         return max(bucket.arena_bytes for bucket in self.requests[0].buckets)
 
-    def build(self, progress: Callable[[int, int], None]) -> Built:
-        """Compile every kernel."""
-        return build(self.requests, progress)
+    def build(self, progress: Callable[[int, int], None], made: Made | None = None) -> Built:
+        """Compile every kernel but those that are `made`."""
+        return build(self.requests, progress, made)
 
     def entries(self) -> list[dict[str, Any]]:
         """The targets as the manifest lists them."""
@@ -67,18 +67,23 @@ class GpuSide:
 
 
 def gpu_side(compiled: CompiledGraph, targets: Sequence[Target]) -> GpuSide:
-    """Plan every bucket of every target (LLC0605, LLC0611) and check that the model fits (LLC0612)."""
-    made: dict[tuple[str, int], list[BucketCalls]] = {}
+    """Plan every bucket of every target (LLC0605, LLC0611) and check that the model fits (LLC0612).
+
+    Where the model is divided, the first rank has a plan of its own, and all others share one.
+    """
+    made: dict[tuple[str, int, int], list[BucketCalls]] = {}
     requests = []
     for target in targets:
-        units = GPUS[target.name].units
+        units = units_of(target.base)
         check_legal(compiled.module, architecture(target.cpu), target.name)
-        rows = [(target.cpu, False), *([(FALLBACK, True)] if target.kind == "cuda" else [])]
-        for name, portable in rows:
-            if (name, units) not in made:
-                made[name, units] = _buckets(compiled, name, units)
-            requests.append(_request(compiled, target, name, portable, made[name, units]))
-        check_fits(compiled, target, requests[-len(rows)])
+        forms = [(target.cpu, False), *([(FALLBACK, True)] if target.kind == "cuda" else [])]
+        for rank, graph in enumerate(compiled.ranks[:2]):
+            for name, portable in forms:
+                key = (name, units, rank)
+                if key not in made:
+                    made[key] = _buckets(graph, name, units)
+                requests.append(_request(graph, target, name, portable, made[key], rank))
+        check_fits(compiled, target, next(r for r in requests if r.target == target.name))
     return GpuSide(compiled, tuple(targets), tuple(requests))
 
 
@@ -88,22 +93,28 @@ def _buckets(compiled: CompiledGraph, name: str, units: int) -> list[BucketCalls
 
 
 def _request(
-    compiled: CompiledGraph, target: Target, name: str, portable: bool, buckets: list[BucketCalls]
+    compiled: CompiledGraph, target: Target, name: str, portable: bool, buckets: list[BucketCalls], rank: int
 ) -> PlanRequest:
-    memory = buffers(compiled.module, buckets, WEIGHTS_MEMBER, compiled.limits.weight_bytes)
-    page = kv_groups(compiled.module.step)[0].type.page
-    return PlanRequest(target.name, architecture(name), portable, buckets, memory, compiled.limits.vocab, page)
+    member = f"weights/{target.share(rank)}.bin"
+    memory = buffers(compiled.module, buckets, member, compiled.limits.weight_bytes)
+    page, vocab = kv_groups(compiled.module.step)[0].type.page, compiled.limits.vocab
+    return PlanRequest(target.name, architecture(name), portable, buckets, memory, vocab, page, target.ranks, rank)
 
 
 def arena_on(compiled: CompiledGraph, name: str) -> int:
     """Scratch memory of a step on the GPU called `name`."""
     target = find_target(name)
-    return max(bucket.arena_bytes for bucket in _buckets(compiled, target.cpu, GPUS[name].units))
+    return max(bucket.arena_bytes for bucket in _buckets(compiled, target.cpu, units_of(target.base)))
 
 
 def check_fits(compiled: CompiledGraph, target: Target, request: PlanRequest) -> None:
-    """Refuse a model whose weights leave no room for a step and one page of cache (LLC0612, with the arithmetic)."""
-    memory = GPUS[target.name].memory_bytes
+    """Refuse a model whose weights leave no room for a step and one page of cache (LLC0612, with the arithmetic).
+
+    Of an instruction set the memory is not known: then the runtime alone compares.
+    """
+    memory = memory_of(target.base)
+    if memory is None:
+        return
     arena = max(bucket.arena_bytes for bucket in request.buckets)
     page = sum(2 * group.type.page_bytes for group in kv_groups(compiled.module.step))  # one, and that of padding
     weights = compiled.limits.weight_bytes
@@ -120,8 +131,9 @@ def _gb(nbytes: int) -> str:
 
 
 def plan_member(plan: LaunchPlan) -> str:
-    """The member of a plan: that of a target, or of its fallback."""
-    return f"gpu/{plan.target}{'-ptx' if plan.code == 'ptx' else ''}.json"
+    """The member of a plan: that of a target, of its fallback, or of either for the ranks behind the first."""
+    name = plan.target.replace(":", "-x") + ("-others" if plan.rank else "")
+    return f"gpu/{name}{'-ptx' if plan.code == 'ptx' else ''}.json"
 
 
 def members(built: Built) -> dict[str, bytes]:
@@ -131,15 +143,24 @@ def members(built: Built) -> dict[str, bytes]:
 
 
 def _entry(target: Target) -> dict[str, Any]:
-    fallback = f"gpu/{target.name}-ptx.json" if target.kind == "cuda" else None
+    forms = ["", "-ptx"] if target.kind == "cuda" else [""]
+    first, *fallback = [f"gpu/{target.stem}{form}.json" for form in forms]
     return {
         "name": target.name,
         "kind": target.kind,
         "triple": target.triple,
         "requires": list(target.requires),
-        "code": f"gpu/{target.name}.json",
-        "fallback": fallback,
+        "code": first,
+        "fallback": fallback[0] if fallback else None,
         "source": None,
-        "layout": target.layout,
+        "layout": target.share(0),
         "truth": "compiled",
+        **(_ranks(target, forms) if target.ranks > 1 else {}),
+    }
+
+
+def _ranks(target: Target, forms: Sequence[str]) -> dict[str, Any]:
+    return {
+        "ranks": [target.share(rank) for rank in range(target.ranks)],
+        "others": [f"gpu/{target.stem}-others{form}.json" for form in forms],
     }

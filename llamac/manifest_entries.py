@@ -6,8 +6,10 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from llamac.analysis.weight_plan import bytes_per_token
+from llamac.artifact.tvm_plan import VERSIONS
 from llamac.backends.cpu.toolchain import ZIG_VERSION
 from llamac.backends.gpu.toolchain import TRITON_VERSION
+from llamac.backends.onnx.graph_writer import OPSET
 from llamac.ir.kv_groups import kv_groups
 from llamac.ir.layouts import LAYOUT
 from llamac.models.llama.config import LlamaConfig
@@ -28,12 +30,12 @@ IMAGE_IR_MEMBER = "ir/encode_image.ir"
 
 def manifest_of(parts: Parts, text: dict[str, Any]) -> dict[str, Any]:
     """Everything that the manifest says but the hashes of the members, which the writer adds."""
-    checkpoint, compiled, gpu = parts.checkpoint, parts.main, parts.gpu
+    checkpoint, compiled = parts.checkpoint, parts.main
     config, generation = checkpoint.config, checkpoint.generation
     return {
         "format": "llamac-artifact",
         "schema": 1,
-        "producer": f"llamac {_version()} ({_compilers(parts)})",
+        "producer": producer(parts.runs_on_cpus, parts.gpu is not None, parts.tvm is not None, parts.onnx is not None),
         "model": {
             "name": checkpoint.name,
             "architecture": config.architecture,
@@ -46,11 +48,12 @@ def manifest_of(parts: Parts, text: dict[str, Any]) -> dict[str, Any]:
             "token_ids": checkpoint.tensors["embed"].shape[0],
         },
         "quantization": str(compiled.quantization),
-        "passes": [_pass_entry(r) for r in compiled.records],
-        "targets": [*map(_target_entry, parts.cpu_targets), *(gpu.entries() if gpu is not None else [])],
-        "weights": [_weights_entry(member, graph) for member, graph in parts.weights()],
+        "passes": [pass_entry(r) for r in compiled.records],
+        "targets": [*map(target_entry, parts.cpu_targets), *_other_targets(parts)],
+        "weights": [*(weights_entry(member, graph) for member, graph in parts.weights()), *_onnx_weights(parts)],
         "ir": IR_MEMBER,
         **_gpu_entry(parts),
+        **({"onnx": parts.onnx.manifest_entry()} if parts.onnx is not None else {}),
         **_image_entry(compiled),
         "memory": _memory_entry(compiled, config),
         **text,
@@ -67,9 +70,24 @@ def manifest_of(parts: Parts, text: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _compilers(parts: Parts) -> str:
-    named = [f"zig {ZIG_VERSION}"] if parts.cpu is not None else []
-    return ", ".join([*named, *([f"triton {TRITON_VERSION}"] if parts.gpu is not None else [])])
+def _other_targets(parts: Parts) -> list[dict[str, Any]]:
+    return [entry for side in (parts.tvm, parts.onnx, parts.gpu) if side is not None for entry in side.entries()]
+
+
+def _onnx_weights(parts: Parts) -> list[dict[str, Any]]:
+    return [parts.onnx.weights_entry()] if parts.onnx is not None else []
+
+
+def producer(cpu: bool, gpu: bool, tvm: bool = False, onnx: bool = False) -> str:
+    """The name of this program, with the compilers that it uses for a file with code for CPUs, for GPUs or both."""
+    sides = (
+        (cpu, f"zig {ZIG_VERSION}"),
+        (gpu, f"triton {TRITON_VERSION}"),
+        (tvm, f"tvm {VERSIONS['apache-tvm']}"),
+        (onnx, f"onnx opset {OPSET}"),
+    )
+    named = [text for wanted, text in sides if wanted]
+    return f"llamac {_version()} ({', '.join(named)})"
 
 
 def _gpu_entry(parts: Parts) -> dict[str, Any]:
@@ -82,7 +100,7 @@ def _gpu_entry(parts: Parts) -> dict[str, Any]:
         "weight_bytes": compiled.limits.weight_bytes,
         "weight_bytes_per_token": bytes_per_token(compiled.module, compiled.placed),
     }
-    return {"gpu": {"ir": GPU_IR_MEMBER, "passes": [_pass_entry(r) for r in compiled.records], "memory": memory}}
+    return {"gpu": {"ir": GPU_IR_MEMBER, "passes": [pass_entry(r) for r in compiled.records], "memory": memory}}
 
 
 def _image_entry(compiled: CompiledGraph) -> dict[str, Any]:
@@ -98,7 +116,7 @@ def _image_entry(compiled: CompiledGraph) -> dict[str, Any]:
             "pixels": list(pixels),
             "embeddings": list(result),
             "joint": any(a.name == "aspect_ratio" for a in graph.arguments),
-            "passes": [_pass_entry(r) for r in records],
+            "passes": [pass_entry(r) for r in records],
         }
     }
 
@@ -109,7 +127,8 @@ def _version() -> str:
     return version("llamac")
 
 
-def _pass_entry(record: PassRecord) -> dict[str, Any]:
+def pass_entry(record: PassRecord) -> dict[str, Any]:
+    """One pass that ran."""
     result = record.result
     return {
         "name": record.name,
@@ -119,20 +138,28 @@ def _pass_entry(record: PassRecord) -> dict[str, Any]:
     }
 
 
-def _target_entry(target: Target) -> dict[str, Any]:
+def target_entry(target: Target) -> dict[str, Any]:
+    """A CPU target, whose code has just been compiled."""
     return {
         "name": target.name,
         "kind": target.kind,
         "triple": target.triple,
         "requires": list(target.requires),
-        "code": f"code/{target.name}.so",
+        "code": f"code/{target.stem}.so",
         "source": "code/model.c",
-        "layout": target.layout,
+        "layout": target.share(0),
         "truth": "compiled",
+        **ranks_entry(target),
     }
 
 
-def _weights_entry(member: str, compiled: CompiledGraph) -> dict[str, Any]:
+def ranks_entry(target: Target) -> dict[str, Any]:
+    """The layouts of all ranks, where the model is divided."""
+    return {"ranks": [target.share(rank) for rank in range(target.ranks)]} if target.ranks > 1 else {}
+
+
+def weights_entry(member: str, compiled: CompiledGraph) -> dict[str, Any]:
+    """One layout of weights and where each lies in it."""
     tensors = [
         {"name": p.weight.name, "offset": p.offset, "bytes": p.nbytes, "format": p.format, "shape": list(p.shape)}
         for p in compiled.placed

@@ -229,13 +229,20 @@ def _width(op: Op) -> int:
     return int(str(op.operands[0].tensor.shape[-1])) // (2 if op.opcode == "swiglu_quantized" else 1)
 
 
-def record_interpreter(artifact: Artifact, ids: Sequence[int], compiled: Recording) -> Recording:
-    """Run the artifact's IR in the interpreter on its own weights, each op on what `compiled` had for it."""
+def record_interpreter(
+    artifact: Artifact,
+    ids: Sequence[int],
+    compiled: Recording,
+    kind: type[Interpreter] = Interpreter,
+    called: str = "the interpreter",
+) -> Recording:
+    """Run the artifact's IR in an interpreter on its own weights, each op on what `compiled` had for it."""
     module = stored_module(artifact)
     weights = stored_weights(artifact)
     placed_weights(artifact, module, weights)
-    name = "the interpreter on the artifact's IR and weights"
-    return interpret(name, module, ids, weight_reader(weights), compiled, overrides=_arrays(module, weights))
+    name = f"{called} on the artifact's IR and weights"
+    arrays = weight_arrays(module, weights)
+    return interpret(name, module, ids, weight_reader(weights), compiled, overrides=arrays, kind=kind)
 
 
 def interpret(
@@ -246,8 +253,9 @@ def interpret(
     compiled: Recording,
     read_rows: Callable[[str, int, int], NDArray[Any]] | None = None,
     overrides: dict[str, NDArray[Any]] | None = None,
+    kind: type[Interpreter] = Interpreter,
 ) -> Recording:
-    """Run a kernel-level module in the interpreter, all ids in one step.
+    """Run a kernel-level module in the interpreter, or in another `kind` of it, all ids in one step.
 
     When `compiled` ran the same ops, each is run on the values that it had there.
     """
@@ -255,7 +263,7 @@ def interpret(
     forced = code == compiled.code
     collector = Collector(module, len(ids), compiled.raw if forced else None)
     readers: dict[str, Any] = {"read_rows": read_rows} if read_rows is not None else {}
-    interpreter = Interpreter(module, observe=collector.observe, **readers)
+    interpreter = kind(module, observe=collector.observe, **readers)
     for given, values in (overrides or {}).items():
         interpreter.override(given, values)
     logits = np.asarray(interpreter.run(single_sequence(module.step, ids))[0], np.float32)
@@ -281,10 +289,10 @@ def placed_weights(artifact: Artifact, module: Module, weights: StoredWeights) -
     return placed
 
 
-def _arrays(module: Module, weights: StoredWeights) -> dict[str, NDArray[Any]]:
+def weight_arrays(module: Module, weights: StoredWeights) -> dict[str, NDArray[Any]]:
     """The stored weights in the shapes that the IR gives them."""
     arrays = {}
-    used: set[Value] = {v for op in module.step.ops for v in op.operands if isinstance(v, Weight)}
+    used: set[Value] = {v for op in module.main.ops for v in op.operands if isinstance(v, Weight)}
     for weight in used:
         shape = tuple(int(str(d)) for d in weight.tensor.shape)
         arrays[weight.name] = weights[weight.name][1].view(weight.tensor.dtype.storage).reshape(shape)

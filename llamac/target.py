@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llamac.errors import LlamacError, did_you_mean
 
@@ -13,7 +13,8 @@ class Target:
     """One row. `triple` and `cpu` are the C compiler's names; `requires` are /proc/cpuinfo feature flags.
 
     For a GPU, `cpu` is the instruction set, and so is what is required.
-    `layout` names how weights lie in memory: targets that share it share the weights of an artifact.
+    `layout` names how weights lie in memory: targets that share it share the weights of an artifact. `ranks`: among
+    how many processes, each with a share of the weights, the model is divided; the name then ends in their number.
     """
 
     name: str
@@ -23,6 +24,21 @@ class Target:
     requires: tuple[str, ...]
     layout: str
     summary: str
+    ranks: int = 1
+
+    @property
+    def base(self) -> str:
+        """The name of the row, without the number of ranks."""
+        return self.name.removesuffix(f":{self.ranks}") if self.ranks > 1 else self.name
+
+    @property
+    def stem(self) -> str:
+        """The name as a member of an artifact may have it."""
+        return self.name.replace(":", "-x") if self.ranks > 1 else self.name
+
+    def share(self, rank: int) -> str:
+        """The layout of the weights of one rank."""
+        return self.layout if self.ranks == 1 else f"{self.layout}.{rank}of{self.ranks}"
 
 
 _V3 = ("abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "popcnt")
@@ -150,6 +166,78 @@ GPUS: dict[str, Gpu] = {row[0]: _gpu(*row) for row in _GPU_ROWS}
 """GPU name -> row: what `llamac plan` counts with, and what kernels are compiled for."""
 
 GPU_LAYOUT = "gpu-rows16"
+GPU_KINDS = ("cuda", "hip")
+
+_TVM_ROWS = (
+    # LLVM's names: the triple without a version, x86-64-v3 with dashes.
+    Target("tvm:llvm", "tvm", "x86_64-linux-gnu", "x86-64-v3", _V3, "cpu-panel16", "TVM's code for AVX2 machines"),
+    Target("tvm:metal", "tvm-source", "tvm-metal", "metal", ("metal",), "cpu-panel16", "TVM's source for Apple GPUs"),
+    Target("tvm:webgpu", "tvm-source", "tvm-webgpu", "webgpu", ("webgpu",), "cpu-panel16", "TVM's source for browsers"),
+    Target("tvm:opencl", "tvm-source", "tvm-opencl", "opencl", ("opencl",), "cpu-panel16", "TVM's source for OpenCL"),
+    Target("tvm:cuda", "tvm-source", "tvm-cuda", "cuda", ("cuda",), "cpu-panel16", "TVM's source for CUDA"),
+)
+
+TVM_TARGETS: dict[str, Target] = {row.name: row for row in _TVM_ROWS}
+"""What TVM makes code for: "tvm" is run on CPUs, of "tvm-source" the file holds the source of the kernels alone."""
+
+
+ONNX_TARGETS: dict[str, Target] = {
+    row.name: row
+    for row in (Target("onnxruntime", "onnxruntime", "any-onnxruntime", "cpu", (), "onnx", "ONNX Runtime, on any CPU"),)
+}
+"""What another runtime runs from a graph."""
+
+
+SIDE_OF_KIND = {
+    "cpu": "cpu",
+    "cuda": "gpu",
+    "hip": "gpu",
+    "tvm": "tvm",
+    "tvm-source": "tvm",
+    "onnxruntime": "onnx",
+}
+"""Kind of a target -> the side of the compiler that makes its code."""
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """Code for every GPU of one instruction set, named by it. units: multiprocessors of a usual one; memory varies."""
+
+    name: str
+    kind: str
+    units: int
+    summary: str
+
+
+_SET_ROWS = (
+    InstructionSet("sm_80", "cuda", 108, "any GPU like A100 and A30"),
+    InstructionSet("sm_86", "cuda", 84, "any GPU like RTX 30, A10 and A40"),
+    InstructionSet("sm_89", "cuda", 128, "any GPU like RTX 40, L4 and L40"),
+    InstructionSet("sm_90", "cuda", 132, "any GPU like H100 and H200"),
+    InstructionSet("sm_100", "cuda", 148, "any GPU like B200"),
+    InstructionSet("sm_120", "cuda", 170, "any GPU like RTX 50"),
+    InstructionSet("gfx90a", "hip", 104, "any GPU like MI210 and MI250"),
+    InstructionSet("gfx942", "hip", 304, "any GPU like MI300"),
+    InstructionSet("gfx950", "hip", 256, "any GPU like MI350 and MI355"),
+    InstructionSet("gfx1100", "hip", 96, "any GPU like RX 7900"),
+)
+
+INSTRUCTION_SETS: dict[str, InstructionSet] = {row.name: row for row in _SET_ROWS}
+"""Instruction set -> row: targets by their bare name, beside the GPUs of `GPUS`."""
+
+
+def units_of(name: str) -> int:
+    """Multiprocessors of the GPU, or of a usual one of the instruction set, called `name`."""
+    return GPUS[name].units if name in GPUS else INSTRUCTION_SETS[name].units
+
+
+def memory_of(name: str) -> int | None:
+    """Bytes of the GPU called `name`; None for an instruction set, whose GPUs differ."""
+    return GPUS[name].memory_bytes if name in GPUS else None
+
+
+def _set_target(row: InstructionSet) -> Target:
+    return Target(row.name, row.kind, f"{row.kind}-{row.name}", row.name, (row.name,), GPU_LAYOUT, row.summary)
 
 
 def _gpu_target(gpu: Gpu) -> Target:
@@ -159,14 +247,32 @@ def _gpu_target(gpu: Gpu) -> Target:
     return Target(gpu.name, gpu.kind, f"{gpu.kind}-{plain}", plain, (plain,), GPU_LAYOUT, summary)
 
 
+MOST_RANKS = 64
+
+
 def find_target(name: str, host: Target | None = None) -> Target:
-    """The row called `name`; `cpu` means `host` (LLC0603 with the near match when there is none)."""
+    """The row called `name`; `cpu` means `host` (LLC0603 with the near match when there is none).
+
+    `h100:8` is the row h100 for 8 of them, which share a model; `znver4:2` for 2 processes.
+    """
+    base, _, count = name.rpartition(":")
+    if base and count.isascii() and count.isdigit():
+        row, ranks = find_target(base, host), int(count[:9])
+        if not 2 <= ranks <= MOST_RANKS or row.ranks > 1 or row.kind not in ("cpu", *GPU_KINDS):
+            reason = f"{count[:20]} is no number of ranks for {base}"
+            raise LlamacError("LLC0603", name, reason, f"give 2 to {MOST_RANKS}, as in h100:8 or cpu:2")
+        return replace(row, name=f"{row.name}:{ranks}", ranks=ranks)
     if name == "cpu" and host is not None:
         return host
     if name in GPUS:
         return _gpu_target(GPUS[name])
+    if name in INSTRUCTION_SETS:
+        return _set_target(INSTRUCTION_SETS[name])
+    for others in (TVM_TARGETS, ONNX_TARGETS):
+        if name in others:
+            return others[name]
     if name not in TARGETS:
-        names = ["cpu", *TARGETS, *GPUS]
+        names = ["cpu", *TARGETS, *GPUS, *INSTRUCTION_SETS, *TVM_TARGETS, *ONNX_TARGETS]
         raise LlamacError(
             "LLC0603", name, f"unknown target{did_you_mean(name, names)}", f"choose from {', '.join(names)}"
         )

@@ -15,6 +15,7 @@ from typing import NoReturn
 import numpy as np
 
 from llamac.errors import LlamacError
+from llamac.ir.dtypes import DTYPES
 
 from .checkpoint import FileRows, StoredTensor, assembled
 from .hf_weights import ENCODINGS, WEIGHT_ENCODINGS, WeightParts, plain_weight
@@ -28,9 +29,19 @@ WHERE = "config.json quantization_config"
 METHODS = ("fbgemm_fp8", "compressed-tensors", "gptq", "awq", "modelopt", "fp8")
 SCALES = ("f32", "bf16", "f16")
 NOT_READ = frozenset(
-    {"weight_shape", "input_scale", "input_zero_point", "input_scale_ub", "g_idx", "weight_g_idx", "bias"}
+    {
+        "weight_shape",
+        "input_scale",
+        "input_zero_point",
+        "input_scale_ub",
+        "g_idx",
+        "weight_g_idx",
+        "bias",
+        "pre_quant_scale",
+    }
 )
 """Parts that hold nothing of the weight: sizes known otherwise, activations, and (checked) the order of groups."""
+PRE_SCALE = "pre_quant_scale"
 KEEP = "use a checkpoint of one of the methods that are read, or the one that is not quantized"
 
 
@@ -71,8 +82,10 @@ def read_quantization(raw: Mapping[str, object], directory: Path, ledger: list[L
         return _awq(ConfigKeys(value, WHERE, ledger, "the default of AWQ"))
     if method == "compressed-tensors":
         _check_compressed(value)
-    if method == "modelopt" and value.get("quant_algo") not in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN"):
+    if method == "modelopt" and value.get("quant_algo") not in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W4A16_AWQ"):
         _refuse(f"ModelOpt's {short(value.get('quant_algo'))} is not read")
+    if method == "modelopt" and value.get("has_zero_point"):
+        _refuse("ModelOpt's W4A16_AWQ with zero points is not read")
     if value.get("weight_block_size") is not None:
         _refuse("one scale for a block of rows and columns is not supported")
     return HfQuantization(str(method))
@@ -176,6 +189,8 @@ class QuantizedWeights:
         if "weight_packed" in parts.tensors:
             return self._compressed_words(parts)
         names = {"quants": "weight", "scale": "weight_scale"}
+        if self.quantization.method == "modelopt" and self._dtype(parts, "weight") == "U8":
+            return self._pairs(parts)
         kinds = {"F8_E4M3": "fp8", "I8": "int8"}
         kind = kinds.get(self._dtype(parts, "weight"))
         if kind is None:
@@ -202,6 +217,18 @@ class QuantizedWeights:
         group = self._group_of_scales(parts, "weight_scale")
         symmetric = "zeros" not in names
         return PackedEncoding(f"ct{bits}", group, symmetric, self._scale(parts, "weight_scale")), names
+
+    def _pairs(self, parts: WeightParts) -> tuple[PackedEncoding, dict[str, str]]:
+        """ModelOpt's W4A16_AWQ; what it divides its inputs by must be one, for nothing else takes it out again."""
+        if PRE_SCALE in parts.tensors:
+            stored = parts.stored(PRE_SCALE, f"{parts.name}.{PRE_SCALE}")
+            values = FileRows().read(stored, 0, 1).view(DTYPES[stored.encoding].storage)
+            if (values != 1).any():
+                reason = "its inputs are multiplied by factors of their own (pre_quant_scale), which is not supported"
+                raise LlamacError("LLC0222", parts.name, reason, KEEP)
+        names = {"words": "weight", "scale": "weight_scale"}
+        group = self._group_of_scales(parts, "weight_scale")
+        return PackedEncoding("pairs4", group, True, self._scale(parts, "weight_scale")), names
 
     def _grouped_words(self, parts: WeightParts) -> tuple[PackedEncoding, dict[str, str]]:
         q = self.quantization

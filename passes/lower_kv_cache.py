@@ -161,7 +161,7 @@ class _Lowering:
         while value is not None and value.producer is not None:
             if value.producer.opcode == "rms_norm":
                 return value.producer
-            value = value.producer.operands[0] if value.producer.opcode in ("cast", "linear") else None
+            value = value.producer.operands[0] if value.producer.opcode in ("cast", "linear", "all_gather") else None
         raise LlamacError("LLC0505", "head", "the logits are not a projection of a final norm")
 
     def _check_outputs(self, attentions: list[Op]) -> None:

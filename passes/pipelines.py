@@ -16,6 +16,7 @@ from .eliminate_dead import EliminateDead
 from .enter_level import EnterKernel, EnterModel
 from .fold_constants import FoldConstants
 from .fold_rope import FoldRope
+from .fuse_add_rms_norm import FuseAddRmsNorm
 from .fuse_cross_attention import FuseCrossAttention
 from .fuse_gate_up import FuseGateUp
 from .fuse_gated_add import FuseGatedAdd
@@ -47,6 +48,7 @@ from .raise_merge_rows import RaiseMergeRows
 from .raise_moe import RaiseMoe
 from .roll_layers import RollLayers
 from .select_kernels import SelectKernels
+from .shard_tensors import ShardTensors
 from .widen_activations import WidenActivations
 
 SCHEMES = ("keep", "f32", "f16", "bf16", "fp8", "int8", "int4")
@@ -174,6 +176,25 @@ def quantize(q: Quantization) -> list[Step]:
     return [Step(p) for p in passes[q.scheme]]
 
 
+@dataclass(frozen=True)
+class Share:
+    """What of a model a pipeline makes: rank number `rank` of `ranks`; all of it for one rank."""
+
+    ranks: int = 1
+    rank: int = 0
+
+
+WHOLE = Share()
+
+
+def shard(model: LayerCounts, share: Share) -> list[Step]:
+    """A model -> a rank's share of it; nothing for one rank."""
+    if share.ranks == 1:
+        return []
+    counts = {"attention": model.own, "mlp": model.layers + model.mixtures, "all_reduce": 2 * model.layers}
+    return [Step(ShardTensors(share.ranks, share.rank), counts)]
+
+
 def join_projections(model: LayerCounts, uniform: bool) -> list[Step]:
     """q, k and v in one product, gate and up in one; `uniform` when no layer mixes schemes."""
     return [
@@ -191,8 +212,10 @@ def lower_cache(model: LayerCounts, kv_dtype: str, page: int) -> list[Step]:
     return [Step(LowerKvCache(float_kv(kv_dtype), page), counts), Step(QuantizeKv())]
 
 
-def lower_to_cpu(model: LayerCounts, kv_dtype: str, max_tokens: int, page: int, wide: bool = False) -> list[Step]:
-    """Model -> kernel, for the CPU backend."""
+def lower_to_cpu(
+    model: LayerCounts, kv_dtype: str, max_tokens: int, page: int, wide: bool = False, share: Share = WHOLE
+) -> list[Step]:
+    """Model -> kernel, for the CPU backend. A rank of several cannot rank logits of which it has a part."""
     return [
         *lower_cache(model, kv_dtype, page),
         Step(SelectKernels(pairs=not wide)),
@@ -204,25 +227,32 @@ def lower_to_cpu(model: LayerCounts, kv_dtype: str, max_tokens: int, page: int, 
         Step(EliminateDead()),
         Step(EnterKernel()),
         Step(RollLayers()),
-        Step(FuseHead(), {"head": 1}),
+        *([Step(FuseHead(), {"head": 1})] if share == WHOLE else []),
         Step(PlanMemory(max_tokens)),
     ]
 
 
 def cpu_pipeline(
-    model: LayerCounts, q: Quantization, kv_dtype: str, max_tokens: int, uniform: bool = True, page: int = PAGE
+    model: LayerCounts,
+    q: Quantization,
+    kv_dtype: str,
+    max_tokens: int,
+    uniform: bool = True,
+    page: int = PAGE,
+    share: Share = WHOLE,
 ) -> list[Step]:
     """Everything between capture and C. `uniform` says that no layer mixes schemes; `page` is the cache's page size."""
     return [
         *raise_and_fuse(model),
         *optimize_model(model),
         *quantize(q),
+        *shard(model, share),
         *join_projections(model, uniform or q.scheme not in ("keep", "fp8")),
-        *lower_to_cpu(model, kv_dtype, max_tokens, page, q.wide),
+        *lower_to_cpu(model, kv_dtype, max_tokens, page, q.wide, share),
     ]
 
 
-def lower_to_gpu(model: LayerCounts, kv_dtype: str, page: int) -> list[Step]:
+def lower_to_gpu(model: LayerCounts, kv_dtype: str, page: int, share: Share = WHOLE) -> list[Step]:
     """Model -> kernel, for the GPU backend: five kernels a layer, nine with experts."""
     layers, mixtures = model.layers, model.mixtures
     return [
@@ -232,7 +262,7 @@ def lower_to_gpu(model: LayerCounts, kv_dtype: str, page: int) -> list[Step]:
         Step(FuseRowNorm(), {"norm": 2 * layers + 1}),
         Step(FuseRowSwiglu(), {"swiglu": layers}),
         Step(FuseRowAppend(), {"append": model.own}),
-        Step(FuseRowResidual(), {"residual": 2 * layers}),
+        Step(FuseRowResidual(share.rank), {"residual": 2 * layers}),
         Step(DedupeOps()),
         Step(EliminateDead()),
         Step(EnterKernel()),
@@ -240,16 +270,30 @@ def lower_to_gpu(model: LayerCounts, kv_dtype: str, page: int) -> list[Step]:
 
 
 def gpu_pipeline(
-    model: LayerCounts, q: Quantization, kv_dtype: str, uniform: bool = True, page: int = PAGE
+    model: LayerCounts,
+    q: Quantization,
+    kv_dtype: str,
+    uniform: bool = True,
+    page: int = PAGE,
+    share: Share = WHOLE,
 ) -> list[Step]:
     """Everything between capture and the launch plan of a GPU; arguments as in `cpu_pipeline`."""
     return [
         *raise_and_fuse(model),
         *optimize_model(model),
         *quantize(q),
+        *shard(model, share),
         *join_projections(model, uniform or q.scheme not in ("keep", "fp8")),
-        *lower_to_gpu(model, kv_dtype, page),
+        *lower_to_gpu(model, kv_dtype, page, share),
     ]
+
+
+def onnx_pipeline(model: LayerCounts, q: Quantization, uniform: bool = True, joined: bool = False) -> list[Step]:
+    """Everything between capture and ONNX. `joined`: for kernels that take q, k and v at once, sums with norms."""
+    steps = [*raise_and_fuse(model), *optimize_model(model), *quantize(q)]
+    if joined:
+        steps += [*join_projections(model, uniform or q.scheme not in ("keep", "fp8")), Step(FuseAddRmsNorm())]
+    return [*steps, Step(EliminateDead())]
 
 
 def target_pipeline(
@@ -260,8 +304,9 @@ def target_pipeline(
     max_tokens: int,
     uniform: bool = True,
     page: int = PAGE,
+    share: Share = WHOLE,
 ) -> list[Step]:
     """The pipeline of a kind of target: "cpu", or a GPU of any maker."""
     if kind == "cpu":
-        return cpu_pipeline(model, q, kv_dtype, max_tokens, uniform, page)
-    return gpu_pipeline(model, q, kv_dtype, uniform, page)
+        return cpu_pipeline(model, q, kv_dtype, max_tokens, uniform, page, share)
+    return gpu_pipeline(model, q, kv_dtype, uniform, page, share)

@@ -25,6 +25,7 @@ _RESIDUAL = {
     "linear_biased": 3,
     "linear_grouped": 4,
     "scatter_routed": 2,
+    "all_reduce": 1,
     "gated_add": 1,
     "gelu": 0,
     "add_places": 0,
@@ -108,7 +109,7 @@ class _Planner:
             del self.live[offset]
 
     def _place(self, result: Value, op: Op, index: int, strips: dict[Value, Value]) -> None:
-        if isinstance(result.type, CacheType) or (result in self.graph.outputs and self.is_main):
+        if isinstance(result.type, CacheType) or (self.is_main and self._is_handed_out(result)):
             self.place[result] = EXTERNAL
             return
         last = max(self.last_use.get(result, index), len(self.graph.ops) if result in self.graph.outputs else 0)
@@ -126,6 +127,11 @@ class _Planner:
         offset = self._find(value_bytes(whole, self.tokens))
         self.live[offset] = (value_bytes(whole, self.tokens), max(last, self.last_use.get(whole, index)))
         self.place[result] = self.place[whole] = offset
+
+    def _is_handed_out(self, result: Value) -> bool:
+        """Whether a result lies in the caller's memory: an output, or the columns of one that `all_gather` joins."""
+        joined = [user.result for user in result.users if user.opcode == "all_gather"]
+        return any(value in self.graph.outputs for value in (result, *joined))
 
     def _in_place(self, op: Op, result: Value, index: int) -> Value | None:
         """The operand whose memory this result takes over, or None."""

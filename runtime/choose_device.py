@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-_DEVICE = re.compile(r"(auto|cpu|cuda|hip)(?::(\d{1,3}))?")
+_DEVICE = re.compile(r"(auto|cpu|cuda|hip|tvm|onnxruntime)(?::(\d{1,3}))?")
+OTHER_SYSTEMS: dict[str, tuple[str, ...]] = {"tvm": ("tvm", "tvm-source"), "onnxruntime": ("onnxruntime",)}
+"""Device -> the kinds of targets whose code another system runs on this machine's CPU, the best first."""
+
+EXAMPLES = {"tvm": "tvm:llvm"}
+"""Device -> a target that it runs, where they are not called the same."""
+
 _NO_USABLE_GPU = frozenset({"LLC0860", "LLC0861", "LLC0862", "LLC0863", "LLC0865"})
 """What lets `auto` go on to the next device; a GPU with too little memory, for one, is an error."""
 
@@ -53,7 +59,7 @@ def choose_gpu(
     kinds = list(dict.fromkeys(t.kind for t in named if t.kind in ("cuda", "hip")))
     if wanted in ("cuda", "hip"):
         return _open(wanted, index, targets, read, target)
-    if wanted == "cpu" or not kinds:
+    if wanted in ("cpu", *OTHER_SYSTEMS) or not kinds:
         return None
     reasons = []
     for kind in kinds:
@@ -70,10 +76,33 @@ def choose_gpu(
     return None
 
 
+def choose_other_system(targets: Sequence[CodeTarget], device: str, target: str | None) -> CodeTarget | None:
+    """The target whose code another system runs; None for llamac's own code.
+
+    That is the one that `device` or `target` names, or the best one of a file without code for CPUs. LLC0801 where
+    `device` names a system that the file has no code for.
+    """
+    named = [t for t in targets if target in (None, t.name)]
+    wanted, _ = _parse(device)
+    if wanted in OTHER_SYSTEMS:
+        kinds = OTHER_SYSTEMS[wanted]
+        found = [t for kind in kinds for t in named if t.kind == kind]
+        if not found:
+            names = ", ".join(t.name for t in targets)
+            reason = f"the artifact has no code that {wanted} runs; it has {names}"
+            hint = f"compile it with --target {EXAMPLES.get(wanted, wanted)}"
+            raise LlamacError("LLC0801", "targets", reason, hint)
+        return found[0]
+    if wanted not in ("auto", "cpu") or any(t.kind == "cpu" for t in named):
+        return None
+    others = [t for kinds in OTHER_SYSTEMS.values() for kind in kinds for t in named if t.kind == kind]
+    return others[0] if others else None
+
+
 def _parse(device: str) -> tuple[str, int]:
     found = _DEVICE.fullmatch(device) if isinstance(device, str) else None
-    if found is None or (found[2] and found[1] in ("auto", "cpu")):
-        hint = "give auto, cpu, cuda, hip, or a GPU by its number, such as cuda:1"
+    if found is None or (found[2] and found[1] not in ("cuda", "hip")):
+        hint = "give auto, cpu, cuda, hip, tvm, onnxruntime, or a GPU by its number, such as cuda:1"
         raise LlamacError("LLC0811", "device", f"{device!r} is no device", hint)
     return found[1], int(found[2] or 0)
 

@@ -180,6 +180,14 @@ class CpuDevice:
         ranked.check(given.logit_count)
         return self._library.step_top(model, ctypes.byref(given), ctypes.byref(ranked.native()))
 
+    def copy_page(self, cache: int, source: int, to: int) -> None:
+        """Copy what page `source` of a cache holds to page `to`; LLC0815 when the model is closed."""
+        with self._lock:
+            if self._model is None:
+                raise LlamacError("LLC0815", "model", "the model is closed", "load it again")
+            size, memory = self.plan.caches[cache].page_bytes, self._buffers[1 + cache]
+            memory[to * size : (to + 1) * size] = memory[source * size : (source + 1) * size]
+
     def encode_image(
         self, pixels: Float32s, aspect_ratio: int = 0, pages: Int32s | None = None, first: int = 0
     ) -> Float32s | None:

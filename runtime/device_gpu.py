@@ -19,6 +19,7 @@ from .gpu.code import GpuCode, Read
 from .gpu.driver import Driver, GpuInfo
 from .gpu.greedy_steps import MOST_IN_FLIGHT, GreedySteps
 from .gpu.memory import MemoryNeeds, PlannedMemory, check_fits, memory_needs
+from .gpu.nccl import GpuCollectives
 from .gpu.staging import Staging
 from .gpu.step_inputs import StepArrays, StepInputs
 from .gpu.upload import Bytes, host_bytes, settle, upload
@@ -35,7 +36,8 @@ class GpuDevice:
 
     driver: open on `gpu`, closed with the device. launch_plan: what runs. read: the bytes of a code member. weights:
     member -> its mapped bytes, which are uploaded here. page_counts: pages of each cache. context: the longest sequence
-    in tokens. token_ids: how many ids can be fed, the vocabulary's unless given.
+    in tokens. token_ids: how many ids can be fed, the vocabulary's unless given. collectives: how the GPUs of a divided
+    model meet, closed with the device; each of them has a device in a process of its own.
 
     All memory is allocated here, once, after a check that it fits (LLC0866).
     """
@@ -57,8 +59,10 @@ class GpuDevice:
         page_counts: Sequence[int],
         context: int,
         token_ids: int | None = None,
+        collectives: GpuCollectives | None = None,
     ) -> None:
         self.gpu = gpu
+        self._collectives = collectives
         self.plan = plan
         self.launch_plan = launch_plan
         self.vocab_size = launch_plan.vocab
@@ -70,7 +74,10 @@ class GpuDevice:
         self._is_open = True
         with ExitStack() as owned:
             owned.callback(driver.close)
+            if collectives is not None:
+                owned.callback(collectives.close)
             _check_agreement(launch_plan, plan)
+            _check_ranks(launch_plan, collectives)
             self._inputs = StepInputs(launch_plan, page_counts, -(-context // plan.kv_page_tokens))
             self._inputs.check()
             needs = memory_needs(launch_plan, self._inputs, {name: part.nbytes for name, part in weights.items()})
@@ -103,7 +110,8 @@ class GpuDevice:
                 upload(driver, weights[buffer.member], memory.base[buffer.name], stream)
             elif buffer.role == "counters":
                 driver.fill(memory.base[buffer.name], 0, needs.buffers[buffer.name], stream)
-        self._runs = {b.name: BucketRun(plan, b, code.functions, self._inputs, memory) for b in plan.buckets}
+        common = (code.functions, self._inputs, memory, self._collectives)
+        self._runs = {bucket.name: BucketRun(plan, bucket, *common) for bucket in plan.buckets}
         for run in self._runs.values():
             owned.callback(run.close, driver)
         driver.wait_for_stream(stream)
@@ -329,6 +337,14 @@ def _check_agreement(launch_plan: LaunchPlan, plan: MemoryPlan) -> None:
     if most < plan.max_step_tokens:
         reason = f"its steps take {most} tokens, the manifest says {plan.max_step_tokens}"
         raise LlamacError("LLC0802", launch_plan.target, reason, "the artifact is damaged: copy it again")
+
+
+def _check_ranks(launch_plan: LaunchPlan, collectives: GpuCollectives | None) -> None:
+    """A part of a model runs with all the others, or not at all: LLC0867."""
+    here = (collectives.ranks, min(collectives.rank, 1)) if collectives is not None else (1, 0)
+    if here != (launch_plan.ranks, launch_plan.rank):
+        reason = f"the code is for {launch_plan.ranks} GPUs with a process each, here is {here[0]}"
+        raise LlamacError("LLC0867", launch_plan.target, reason, "compile the model for one GPU")
 
 
 def _check_arrays(asked: StepArrays, caches: int) -> None:

@@ -63,6 +63,12 @@ def pick_target(targets: Sequence[CodeTarget], host: HostCpu, name: str | None =
     return max(fitting, key=lambda target: len(target.requires))
 
 
+def check_runs(target: CodeTarget, host: HostCpu) -> None:
+    """Refuse code that this machine cannot run (LLC0800, with what is missing)."""
+    if host.missing(target):
+        raise _nothing_fits([target], host)
+
+
 def _nothing_fits(targets: Sequence[CodeTarget], host: HostCpu) -> LlamacError:
     needs = "; ".join(f"{target.name} needs {', '.join(host.missing(target))}" for target in targets)
     reason = (

@@ -4,17 +4,23 @@ A page holds `page_tokens` consecutive tokens of one sequence. The token at posi
 `table[t // page_tokens]`, slot `t % page_tokens`; the memory itself belongs to the device. Each kind of attention layer
 has a pool of its own: where rows see only their own chunk of positions, a sequence uses the pages behind it again. The
 pool of layers that attend to pictures holds vision tokens instead, as many as the pictures of a sequence have.
+
+A fork of a sequence shares its pages; whoever first writes to a shared page takes a copy of it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from llamac.errors import LlamacError
 
 from .images.placed import PromptImage, SequenceImages
 from .run_plan import MemoryPlan
+
+CopyPage = Callable[[int, int, int], None]
+"""(number of the cache, page to read, page to write): copies what a page holds."""
 
 
 def window_pages(chunk: int, step_tokens: int, page_tokens: int) -> int:
@@ -57,6 +63,7 @@ class PagePool:
         self._window = window_pages(chunk, step_tokens, page_tokens) if chunk else None
         self._lock = threading.Lock()
         self._free = list(range(page_count - 1, -1, -1))
+        self._more_owners: dict[int, int] = {}
 
     @property
     def free_pages(self) -> int:
@@ -79,10 +86,25 @@ class PagePool:
                 raise self._exhausted(count)
             return [self._free.pop() for _ in range(count)]
 
-    def release(self, pages: list[int]) -> None:
-        """Give pages back; the caller drops its table."""
+    def share(self, pages: Sequence[int]) -> None:
+        """Each of the pages has one owner more, who gives it back by `release` too."""
         with self._lock:
-            self._free.extend(reversed(pages))
+            for page in pages:
+                self._more_owners[page] = self._more_owners.get(page, 0) + 1
+
+    def is_shared(self, page: int) -> bool:
+        """Whether the page has several owners: none of them may write to it."""
+        return page in self._more_owners
+
+    def release(self, pages: Sequence[int]) -> None:
+        """Give pages back; the caller drops its table. A shared page is free when its last owner has."""
+        with self._lock:
+            for page in reversed(pages):
+                others = self._more_owners.pop(page, 0)
+                if others == 0:
+                    self._free.append(page)
+                elif others > 1:
+                    self._more_owners[page] = others - 1
 
     def _exhausted(self, count: int) -> LlamacError:
         if self.cross:
@@ -112,38 +134,73 @@ class PageTable:
         self.pages: list[int] = []
         self._spare: list[int] = []
         self._first = 0
+        self._start = 0  # no position before it is held, though its page may be
 
     @property
     def owned(self) -> int:
         """Pages taken from the pool."""
         return sum(page >= 0 for page in self.pages[self._first :]) + len(self._spare)
 
-    def reserve(self, tokens: int) -> None:
-        """Own enough pages for `tokens` tokens in all."""
-        missing = self.pool.pages_for(tokens) - self.owned
+    def missing(self, tokens: int, start: int = 0) -> int:
+        """Pages to take from the pool, so that positions start..tokens - 1 can be written."""
+        # Of a window every page comes to be written; elsewhere only those from `start` on.
+        written = self._first if self.pool.chunk else start // self.pool.page_tokens
+        lent = sum(page >= 0 and self.pool.is_shared(page) for page in self.pages[written:])
+        return self.pool.pages_for(tokens) - self.owned + lent
+
+    def reserve(self, tokens: int, start: int = 0) -> None:
+        """Own enough pages for `tokens` tokens in all, those from `start` on still to be written."""
+        missing = self.missing(tokens, start)
         if missing > 0:
             self._spare = self.pool.allocate(missing)[::-1] + self._spare
 
-    def cover(self, start: int, stop: int) -> None:
-        """Have a page for every position that rows start..stop - 1 see; what lies behind them is used again."""
+    def cover(self, start: int, stop: int, copy: Callable[[int, int], None] | None = None) -> None:
+        """Have a page for every position that rows start..stop - 1 see; what lies behind them is used again.
+
+        copy: (page to read, page to write), needed where the pages are shared.
+        """
         size = self.pool.page_tokens
         behind = self.pool.first_visible(start) // size
         for index in range(self._first, behind):
             if self.pages[index] >= 0:
-                self._spare.append(self.pages[index])
+                self._put_aside(self.pages[index])
                 self.pages[index] = -1
-        self._first = behind
+        self._first, self._start = behind, max(self._start, behind * size)
         self.pages += [-1] * (-(-stop // size) - len(self.pages))
         for index in range(behind, len(self.pages)):
             if self.pages[index] < 0:
                 self.pages[index] = self._spare.pop()
+            elif index >= start // size and self.pool.is_shared(self.pages[index]):
+                self.pages[index] = self._own_copy(self.pages[index], copy)
+
+    def _own_copy(self, page: int, copy: Callable[[int, int], None] | None) -> int:
+        if copy is None:
+            raise RuntimeError("a fork was made on a device that cannot copy pages")
+        own = self._spare.pop()
+        copy(page, own)
+        self.pool.release([page])
+        return own
+
+    def _put_aside(self, page: int) -> None:
+        """The page holds nothing that is needed: keep it for later, unless others need it."""
+        if self.pool.is_shared(page):
+            self.pool.release([page])
+        else:
+            self._spare.append(page)
+
+    def fork(self) -> PageTable:
+        """A table of the same pages."""
+        other = PageTable(self.pool)
+        other.pages, other._first, other._start = list(self.pages), self._first, self._start
+        self.pool.share([page for page in self.pages if page >= 0])
+        return other
 
     def resumable(self, tokens: int) -> int:
         """The last position up to `tokens` from which rows can go on: they need what they see of the rows before."""
         if tokens == 0:
             return 0
         seen = self.pool.first_visible(tokens)
-        return tokens if seen == tokens or seen // self.pool.page_tokens >= self._first else seen
+        return tokens if seen == tokens or seen >= self._start else seen
 
     def truncate(self, tokens: int) -> None:
         """Forget everything from position `tokens` on; the pages stay owned."""
@@ -151,8 +208,8 @@ class PageTable:
         while len(self.pages) > kept:
             page = self.pages.pop()
             if page >= 0:
-                self._spare.append(page)
-        self._first = min(self._first, kept)
+                self._put_aside(page)
+        self._first, self._start = min(self._first, kept), min(self._start, tokens)
 
     def trim(self) -> None:
         """Give back the pages that hold nothing."""
@@ -162,7 +219,7 @@ class PageTable:
     def close(self) -> None:
         """Give every page back."""
         self.pool.release([page for page in self.pages if page >= 0] + self._spare)
-        self.pages, self._spare, self._first = [], [], 0
+        self.pages, self._spare, self._first, self._start = [], [], 0, 0
 
 
 class CachedSequence:
@@ -195,33 +252,50 @@ class CachedSequence:
 
     def missing_pages(self, tokens: int, vision_tokens: int = 0) -> list[int]:
         """For each pool, how many pages more than it owns the sequence needs for so many tokens in all."""
-        return [
-            table.pool.pages_for(vision_tokens if table.pool.cross else tokens) - table.owned for table in self.tables
-        ]
+        wanted = (vision_tokens, self.images.vision_tokens), (tokens, len(self.ids))
+        return [table.missing(*wanted[0 if table.pool.cross else 1]) for table in self.tables]
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise LlamacError("LLC0815", "KV cache", "the sequence is closed", "open a new one")
 
     def reserve(self, tokens: int, vision_tokens: int = 0) -> None:
         """Own enough pages for so many tokens in all; LLC0808, LLC0839 (and nothing taken) when a pool has too few."""
-        if self.closed:
-            raise LlamacError("LLC0815", "KV cache", "the sequence is closed", "open a new one")
+        self._check_open()
         for place, table in enumerate(self.tables):
             try:
-                table.reserve(vision_tokens if table.pool.cross else tokens)
+                if table.pool.cross:
+                    table.reserve(vision_tokens, self.images.vision_tokens)
+                else:
+                    table.reserve(tokens, len(self.ids))
             except LlamacError:
                 for earlier in self.tables[:place]:
                     earlier.trim()
                 raise
 
-    def cover(self, stop: int) -> None:
-        """Make ready to append tokens up to position `stop`, which `reserve` has provided for."""
-        for table in self.tables:
-            if not table.pool.cross:
-                table.cover(len(self.ids), stop)
+    def fork(self) -> CachedSequence:
+        """Another sequence that holds the same and goes its own way; it shares the pages until one of the two writes.
 
-    def cover_vision(self, tokens: int) -> None:
+        Only for a device that can copy pages (`Session.fork`); LLC0815 when the sequence is closed.
+        """
+        self._check_open()
+        other = CachedSequence()
+        other.tables = [table.fork() for table in self.tables]
+        other.ids, other.images = list(self.ids), self.images.copy()
+        return other
+
+    def cover(self, stop: int, copy: CopyPage | None = None) -> None:
+        """Make ready to append tokens up to position `stop`, which `reserve` has provided for."""
+        for cache, table in enumerate(self.tables):
+            if not table.pool.cross:
+                table.cover(len(self.ids), stop, None if copy is None else partial(copy, cache))
+
+    def cover_vision(self, tokens: int, copy: CopyPage | None = None) -> None:
         """Make ready to append so many vision tokens, which `reserve` has provided for."""
-        for table in self.tables:
+        start = self.images.vision_tokens
+        for cache, table in enumerate(self.tables):
             if table.pool.cross:
-                table.cover(self.images.vision_tokens, self.images.vision_tokens + tokens)
+                table.cover(start, start + tokens, None if copy is None else partial(copy, cache))
 
     def shared(self, ids: Sequence[int], images: Sequence[PromptImage] = ()) -> int:
         """How many leading positions agree with a prompt's, its pictures included."""

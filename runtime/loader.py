@@ -12,11 +12,11 @@ from llamac.artifact.integrity import Progress
 from llamac.artifact.read import Artifact, Check
 from llamac.errors import LlamacError
 
-from .choose_device import ChosenGpu, Say, choose_gpu, say_on_stderr
+from .choose_device import ChosenGpu, Say, choose_gpu, choose_other_system, say_on_stderr
 from .cpu_memory import memory_nodes
 from .cpu_settings import CpuSettings, settle_cpu
 from .device_cpu import CpuDevice
-from .host_cpu import HostCpu, detect_host, pick_target
+from .host_cpu import HostCpu, check_runs, detect_host, pick_target
 from .kv import pages_for
 from .model import Model
 from .native import load_library
@@ -24,6 +24,7 @@ from .run_plan import CodeTarget, RunPlan, read_run_plan
 
 if TYPE_CHECKING:
     from .device_gpu import GpuDevice
+    from .one_sequence import OneSequenceDevice
 
 
 def load(
@@ -76,9 +77,12 @@ def load(
         length = _settle_context(plan, context)
         pages = [sequences * count for count in pages_for(plan.memory, length, images * plan.most_vision_tokens)]
         gpu = choose_gpu(plan.targets, artifact.member_bytes, device, target, say)
-        opened: CpuDevice | GpuDevice
+        other = choose_other_system(plan.targets, device, target) if gpu is None else None
+        opened: CpuDevice | GpuDevice | OneSequenceDevice
         if gpu is not None:
             chosen, opened = gpu.target, _open_gpu(artifact, plan, gpu, pages, length)
+        elif other is not None:
+            chosen, opened = other, _open_other_system(artifact, plan, other, pages, settings, host or detect_host())
         else:
             chosen = pick_target(plan.targets, host or detect_host(), target)
             if settings.first_touch and memory_nodes() == 1:
@@ -103,6 +107,10 @@ def load(
 def _open_cpu(
     artifact: Artifact, plan: RunPlan, chosen: CodeTarget, pages: list[int], settings: CpuSettings
 ) -> CpuDevice:
+    if chosen.ranks:
+        from .device_ranks import open_ranks  # other processes, which a model that is whole does not need
+
+        return open_ranks(artifact, plan, chosen, pages, settings)
     library = load_library(artifact.member_bytes(chosen.code), chosen.code)
     weights = artifact.map(plan.weight_members[chosen.layout])
     layouts = {row["layout"]: row["tensors"] for row in artifact.manifest["weights"]}
@@ -111,6 +119,10 @@ def _open_cpu(
 
 
 def _open_gpu(artifact: Artifact, plan: RunPlan, gpu: ChosenGpu, pages: list[int], context: int) -> GpuDevice:
+    if gpu.target.ranks:
+        from .device_gpu_ranks import open_gpu_ranks
+
+        return open_gpu_ranks(artifact, plan, gpu, pages, context)
     from .device_gpu import GpuDevice  # not needed where there is no GPU
 
     members = [buffer.member for buffer in gpu.launch_plan.buffers if buffer.role == "weights"]
@@ -126,6 +138,26 @@ def _open_gpu(artifact: Artifact, plan: RunPlan, gpu: ChosenGpu, pages: list[int
         context,
         plan.token_ids,
     )
+
+
+def _open_other_system(
+    artifact: Artifact, plan: RunPlan, chosen: CodeTarget, pages: list[int], settings: CpuSettings, host: HostCpu
+) -> OneSequenceDevice:
+    """The device of another system (LLC0943 for a target that is source only, LLC0800 where its code does not run)."""
+    row = next(row for row in artifact.manifest["weights"] if row["layout"] == chosen.layout)
+    tensors, threads = row["tensors"], settings.threads
+    if chosen.kind == "onnxruntime":
+        from .device_onnxruntime import open_onnxruntime
+
+        place = (artifact.path, artifact.member_offset(row["member"])[0])
+        return open_onnxruntime(plan, chosen, artifact.member_bytes, place, tensors, pages, threads)
+    from .device_tvm import open_tvm, source_only
+
+    if chosen.kind != "tvm":
+        raise source_only(chosen.name)
+    check_runs(chosen, host)
+    weights = artifact.map(row["member"])
+    return open_tvm(plan, chosen, artifact.member_bytes, weights, tensors, pages, threads)
 
 
 def _settle_context(plan: RunPlan, context: int | None) -> int:

@@ -38,6 +38,7 @@ from .text.tokenizer_files import StoredFiles
 
 if TYPE_CHECKING:
     from .device_gpu import GpuDevice
+    from .one_sequence import OneSequenceDevice
     from .text.chat import ChatTemplate
     from .text.tools.offered import Tool
     from .text.tools.parser import Event
@@ -136,7 +137,7 @@ class Model:
         artifact: Artifact,
         plan: RunPlan,
         target: CodeTarget,
-        device: CpuDevice | GpuDevice,
+        device: CpuDevice | GpuDevice | OneSequenceDevice,
         context: int,
         load_seconds: float = 0.0,
     ) -> None:

@@ -23,6 +23,10 @@ ABI_VERSION = 3
 _POINTER, _U32, _U64, _INT = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int
 
 
+EXCHANGE = ctypes.CFUNCTYPE(_INT, _POINTER, _U32, _POINTER, _POINTER, _POINTER, _U64, _U64)
+"""`llamac_exchange`: how a rank of a divided model meets the others within a step."""
+
+
 class KvMemory(ctypes.Structure):
     """`llamac_kv_memory`: the memory of one cache."""
 
@@ -91,6 +95,7 @@ _OPTIONAL: dict[str, tuple[type | None, list[type]]] = {
     "llamac_peak": (ctypes.c_double, [_POINTER, _U32]),
     "llamac_pin": (_INT, [_POINTER, ctypes.POINTER(_U32)]),
     "llamac_copy": (None, [_POINTER, _POINTER, _POINTER, _U64]),
+    "llamac_set_group": (_INT, [_POINTER, _U32, _U32, EXCHANGE, _POINTER]),
 }
 """The same for functions that running needs only when asked for what they do."""
 

@@ -72,6 +72,10 @@ class CodeTarget:
     layout: str
     fallback: str | None = None
     """GPUs: the member with the launch plan of code that other GPUs of the kind can run too."""
+    ranks: tuple[str, ...] = ()
+    """The weight layout of each process, where several share the model."""
+    others: tuple[str, ...] = ()
+    """GPUs: the launch plans of the processes behind the first, as code and fallback."""
 
     @property
     def architecture(self) -> str:
@@ -176,7 +180,8 @@ def _read_image(entry: Mapping[str, Any] | None) -> ImagePlan | None:
 
 def _read_target(row: Mapping[str, Any]) -> CodeTarget:
     requires, fallback = tuple(row["requires"]), row.get("fallback")
-    return CodeTarget(row["name"], row["kind"], row["triple"], requires, row["code"], row["layout"], fallback)
+    shares = (tuple(row.get("ranks", ())), tuple(row.get("others", ())))
+    return CodeTarget(row["name"], row["kind"], row["triple"], requires, row["code"], row["layout"], fallback, *shares)
 
 
 def _read_ids(key: str, ids: Iterable[int], vocab_size: int) -> frozenset[int]:

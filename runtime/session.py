@@ -73,6 +73,14 @@ class RankingDevice(Protocol):
         """Run one ragged step, fill `ranked`, and `logits` when given."""
 
 
+@runtime_checkable
+class PageCopyingDevice(Protocol):
+    """A device that can copy a page of a cache: sequences on it can be forked."""
+
+    def copy_page(self, cache: int, source: int, to: int) -> None:
+        """Copy what page `source` of the cache with this number holds to page `to`."""
+
+
 @dataclass(frozen=True)
 class Feed:
     """Tokens to append to one sequence in a step, and which of their rows get logits.
@@ -93,6 +101,7 @@ class Session:
         self.context = context
         self.token_ids = token_ids or device.vocab_size
         self.pools = make_pools(device.plan, device.page_counts)
+        self._copy_page = device.copy_page if isinstance(device, PageCopyingDevice) else None
 
     @property
     def max_step_tokens(self) -> int:
@@ -107,6 +116,22 @@ class Session:
     def open(self) -> CachedSequence:
         """A new, empty sequence; `close` it to give its pages back."""
         return CachedSequence(*self.pools)
+
+    def fork(self, sequence: CachedSequence) -> CachedSequence:
+        """Another sequence with the same tokens and pictures, which goes its own way from here; `close` it too.
+
+        The two share their pages until one of them writes. On a device that cannot copy pages the tokens are computed
+        again, and pictures cannot be taken along (LLC0815).
+        """
+        if self._copy_page is not None:
+            return sequence.fork()
+        if sequence.closed or sequence.images.placed:
+            reason = "the sequence is closed, or holds pictures, which this device cannot copy"
+            raise LlamacError("LLC0815", "KV cache", reason, "open a new sequence and place the pictures there")
+        other = self.open()
+        if sequence.ids:
+            self.prefill(other, sequence.ids)
+        return other
 
     def check_prompt(self, ids: Sequence[int]) -> None:
         """Refuse what cannot run: no ids (LLC0810), more than the context (LLC0809), ids not in the vocabulary."""
@@ -134,7 +159,7 @@ class Session:
         for image in images:
             total = sequence.images.vision_tokens + image.vision_tokens
             sequence.reserve(len(sequence), total)
-            sequence.cover_vision(image.vision_tokens)
+            sequence.cover_vision(image.vision_tokens, self._copy_page)
             sequence.images.add(image, encode(self.device, sequence, image))
 
     def step(self, feeds: Sequence[Feed], out: Float32s | None = None) -> Float32s:
@@ -167,7 +192,7 @@ class Session:
             self._check_ids(feed.ids)
             feed.sequence.reserve(len(feed.sequence) + len(feed.ids), feed.sequence.images.vision_tokens)
         for feed in feeds:
-            feed.sequence.cover(len(feed.sequence) + len(feed.ids))
+            feed.sequence.cover(len(feed.sequence) + len(feed.ids), self._copy_page)
         rows = _logit_rows(feeds, counts)
         arguments = (
             np.fromiter((token for feed in feeds for token in feed.ids), np.int32, total),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llamac.ir.types import CacheType
 
 from .example import EXAMPLE
+from .group_abi import HEADER as GROUP_HEADER
 from .head_abi import TOP_HEADER
 from .image_abi import IMAGE_STRUCT
 from .memory_abi import HEADER as MEMORY_HEADER
@@ -67,6 +68,7 @@ typedef struct {{
   int is_profiled;
   llamac_profile_state profile;
   llamac_profile_row profile_rows[OPS + 1];
+  llamac_group group;
 }} model_state;
 
 typedef struct {{
@@ -75,6 +77,7 @@ typedef struct {{
   const llamac_kv_memory *kv;
   llamac_profile_state *profile; /* NULL: off */
   uint64_t *expert_counts;
+  llamac_group *group;
   uint32_t tokens, logit_count, sequences, pages_per_sequence;
   const int32_t *token_ids, *positions, *sequence_of_token, *page_tables, *logit_rows;
   float *logits;
@@ -148,6 +151,7 @@ static const char *const status_texts[] = {
     "more of the best logits are wanted than the code ranks, or none, or a temperature is missing",
     "a thread cannot be kept on the processor named for it",
     "the system does not let this process use the processor's matrix tiles (AMX)",
+    "the ranks of the model have not met, or it has another number of them",
 };
 
 EXPORT uint32_t llamac_abi_version(void) { return 3; }
@@ -184,6 +188,7 @@ EXPORT int llamac_create(void **out, const uint8_t *weights, uint64_t weights_by
   memset(m->profile_rows, 0, sizeof m->profile_rows);
   m->profile = (llamac_profile_state){.rows = m->profile_rows};
   m->is_profiled = 0;
+  m->group = (llamac_group){0};
   if (m->pool == NULL) {
     free(m->head.rankings);
     free(m);
@@ -288,6 +293,7 @@ static int run_step(model_state *m, const llamac_step_input *in, llamac_best bes
       .kv = m->kv,
       .profile = m->is_profiled ? &m->profile : NULL,
       .expert_counts = m->expert_counts,
+      .group = &m->group,
       .tokens = in->tokens,
       .logit_count = in->logit_count,
       .sequences = in->sequences,
@@ -306,9 +312,10 @@ static int run_step(model_state *m, const llamac_step_input *in, llamac_best bes
       .vision_start = in->vision_start,
       .vision_stop = in->vision_stop,
   };
+  if (RANKS > 1 && m->group.exchange == NULL) return 15;
   const int status = check(m, &s);
   if (status == 0) llamac_profiled_run(m->pool, s.profile, function, &s);
-  return status;
+  return status == 0 && m->group.failed ? 15 : status;
 }
 
 EXPORT int llamac_step(void *model, const llamac_step_input *in)
@@ -366,9 +373,9 @@ int llamac_encode_image(void *model, const llamac_image_input *input);
 uint64_t llamac_expert_counts(void *model, uint64_t *counts, uint64_t capacity);
 
 {PROFILE_HEADER}
-{MEMORY_HEADER}
+{MEMORY_HEADER}{GROUP_HEADER}
 /* 0 ok, 1 token id, 2 page, 3 position, 4 too many tokens, 5 logit row, 6 sequence, 7 sizes at create, 8 threads,
-   9 image row, 10 vision tokens, 11 picture, 12 best logits, 13 processor. */
+   9 image row, 10 vision tokens, 11 picture, 12 best logits, 13 processor, 14 matrix tiles, 15 ranks. */
 const char *llamac_status_text(int status);
 
 #ifdef __cplusplus

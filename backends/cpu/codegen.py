@@ -15,7 +15,7 @@ from llamac.ir.kv_groups import kv_groups
 from llamac.ir.layouts import format_of
 from llamac.ir.types import CacheType
 
-from . import abi, head_abi, memory_abi, profile_abi, trace_abi
+from . import abi, group_abi, head_abi, memory_abi, profile_abi, trace_abi
 from .emitters import FunctionEmitter
 from .encoder_emitters import attention_function, biased_function
 from .image_abi import image_declarations, image_exports
@@ -84,6 +84,7 @@ class Generator:
             abi.banner(self.title),
             kernel_source(),
             profile_abi.table(self.profiled),
+            group_abi.declarations(self.ranks()),
             abi.declarations(self.limits, self.caches, self.experts(), self.token_ids(), self.merged_width()),
             *([image_declarations(self.image)] if self.image is not None else []),
             *([trace_abi.declarations()] if self.trace else []),
@@ -96,6 +97,7 @@ class Generator:
             head_abi.exports(self.most_top()),
             profile_abi.exports(),
             memory_abi.exports(),
+            *([group_abi.exports()] if self.ranks() > 1 else []),
             *([image_exports(self.image)] if self.image is not None else []),
         ]
         return "\n".join(parts)
@@ -104,6 +106,11 @@ class Generator:
         """The most experts that a layer chooses from; 0 without mixtures."""
         widths = [op.operands[0].tensor.shape[1] for _, op in self.module.ops() if op.opcode == "route"]
         return max((width for width in widths if isinstance(width, int)), default=0)
+
+    def ranks(self) -> int:
+        """Among how many processes the model is divided."""
+        found = [op.attributes["ranks"] for _, op in self.module.ops() if op.opcode in ("all_reduce", "all_gather")]
+        return max((n for n in found if isinstance(n, int)), default=1)
 
     def token_ids(self) -> int:
         """How many token ids may be fed: rows of the embedding table. Some may have no logit."""

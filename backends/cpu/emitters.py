@@ -154,6 +154,26 @@ class FunctionEmitter(TileEmitters, RoutingEmitters, HeadEmitters):
             [out],
         )
 
+    def emit_all_reduce(self, op: Op) -> None:
+        x, *residual = (self.place(v) for v in op.operands)
+        out, width = self.output(op), op.result.tensor.shape[-1]
+        if {p.stride for p in (x, *residual, out)} != {width}:
+            raise LlamacError("LLC0605", op.location, "rows that ranks add must lie one behind the other")
+        added = residual[0].pointer if residual else "NULL"
+        self.call(
+            f"llamac_meet(th, s->group, 0, {x.pointer}, {added}, {out.pointer}, {self.rows(op.result)}, {width});",
+            list(op.operands),
+            [out],
+        )
+
+    def emit_all_gather(self, op: Op) -> None:
+        x, out = op.operands[0], self.output(op)
+        if not self.place(x).pointer.startswith(out.pointer):
+            raise LlamacError("LLC0605", op.location, "ranks join columns of the logits only")
+        rows, width = self.rows(op.result), x.tensor.shape[-1]
+        text = f"llamac_meet(th, s->group, 1, {out.pointer}, NULL, {out.pointer}, {rows}, {width});"
+        self.call(text, [x], [out])
+
     def emit_gated_add(self, op: Op) -> None:
         x, residual, out = self.place(op.operands[0]), self.place(op.operands[1]), self.output(op)
         ranges = "1, s->vision_start, s->vision_stop" if len(op.operands) > 3 else "0, NULL, NULL"

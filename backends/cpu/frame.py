@@ -151,14 +151,23 @@ class Frame:
         width = value.tensor.shape[-1] if value.tensor.rank > 1 else 1
         assert isinstance(width, int)
         if offset == EXTERNAL:
-            name = "logits" if self.arguments == "step_args" else "embeddings"
-            place = Place(f"s->{name}", width, Region(name))
+            place = self._external(value, width)
         elif offset < 0:
             place = Place("hidden", width, Region("hidden"))
         else:
             place = self._in_arena(value, offset, width)
         self.places[value] = place
         return place
+
+    def _external(self, value: Value, width: int) -> Place:
+        """In memory of the caller: all of the logits, or the columns of this rank where those of others join them."""
+        name = "logits" if self.arguments == "step_args" else "embeddings"
+        joined = next((user for user in value.users if user.opcode == "all_gather"), None)
+        if joined is None:
+            return Place(f"s->{name}", width, Region(name))
+        whole = joined.result.tensor.shape[1]
+        assert isinstance(whole, int)
+        return Place(f"s->{name} + (size_t)s->group->rank * {width}", whole, Region(name))
 
     def _in_arena(self, value: Value, offset: int, width: int) -> Place:
         tokens = self.generator.limits.max_tokens

@@ -19,12 +19,13 @@ from llamac.artifact.launch_plan import (
     KernelParameter,
     Launch,
     LaunchPlan,
+    Meeting,
     Pointer,
 )
 
 from .architectures import Architecture
-from .calls import Call, Slot
-from .compile import CompiledKernel
+from .calls import Call, MeetingCall, Slot
+from .compile import CompiledKernel, Parameter
 from .compile_process import CompileProcess
 from .launches import BucketCalls
 from .request import KernelRequest
@@ -51,6 +52,8 @@ class PlanRequest:
     buffers: tuple[Buffer, ...]
     vocab: int
     page_tokens: int
+    ranks: int = 1
+    rank: int = 0
 
     @property
     def code(self) -> str:
@@ -80,19 +83,55 @@ def identity(request: KernelRequest, machine: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def build(requests: Sequence[PlanRequest], progress: Progress = lambda done, total: None) -> Built:
-    """Compile every kernel of the plans once for each architecture (LLC0607, LLC0608, LLC0610) and write the plans."""
+Made = Mapping[tuple[str, str], CompiledKernel]
+"""(Identity of a kernel, form of its code) -> the kernel, whose other form is not looked at."""
+
+
+def build(
+    requests: Sequence[PlanRequest], progress: Progress = lambda done, total: None, made: Made | None = None
+) -> Built:
+    """Compile every kernel of the plans once for each architecture (LLC0607, LLC0608, LLC0610) and write the plans.
+
+    made: kernels that there are already, which are not compiled again.
+    """
     require_triton()
-    return written(requests, compile_all(wanted_kernels(requests), progress))
+    return written(requests, compile_all(wanted_kernels(requests, made), progress), made)
 
 
-def wanted_kernels(requests: Sequence[PlanRequest]) -> dict[str, tuple[KernelRequest, str]]:
-    """The kernels of all plans, each once for an architecture."""
+def wanted_kernels(requests: Sequence[PlanRequest], made: Made | None = None) -> dict[str, tuple[KernelRequest, str]]:
+    """The kernels of all plans, each once for an architecture, that are not `made`."""
     wanted: dict[str, tuple[KernelRequest, str]] = {}
     for plan in requests:
         for call in plan.calls():
-            wanted.setdefault(identity(call.request, plan.machine.name), (call.request, plan.machine.name))
+            key = identity(call.request, plan.machine.name)
+            if (key, plan.code) not in (made or {}):
+                wanted.setdefault(key, (call.request, plan.machine.name))
     return wanted
+
+
+def made_kernels(plan: LaunchPlan, read: Callable[[str], bytes]) -> dict[tuple[str, str], CompiledKernel]:
+    """The kernels of a plan that is in a file; `read` gives a member's bytes."""
+    found = {}
+    for kernel in plan.kernels:
+        key = kernel.member.rpartition("-")[2].partition(".")[0]
+        data = read(kernel.member)
+        portable = plan.code == "ptx"
+        found[key, plan.code] = CompiledKernel(
+            name=kernel.name,
+            architecture=plan.architecture,
+            code=b"" if portable else data,
+            assembly=data.decode() if portable else "",
+            parameters=tuple(Parameter(p.name, p.type, 8 if p.is_pointer else 4) for p in kernel.parameters),
+            warps=kernel.warps,
+            blocks_per_cluster=kernel.blocks_per_cluster,
+            shared_bytes=kernel.shared_bytes,
+            global_scratch_bytes=kernel.global_scratch_bytes,
+            profile_scratch_bytes=kernel.profile_scratch_bytes,
+            registers=kernel.registers,
+            spilled_bytes=kernel.spilled_bytes,
+            dependent_launch=kernel.dependent_launch,
+        )
+    return found
 
 
 def compile_all(wanted: Wanted, progress: Progress) -> dict[str, CompiledKernel]:
@@ -123,11 +162,12 @@ def compile_all(wanted: Wanted, progress: Progress) -> dict[str, CompiledKernel]
     return found
 
 
-def written(requests: Sequence[PlanRequest], compiled: Mapping[str, CompiledKernel]) -> Built:
+def written(requests: Sequence[PlanRequest], compiled: Mapping[str, CompiledKernel], made: Made | None = None) -> Built:
     """The plans over compiled kernels, and the members that hold those."""
     built = Built()
     for plan in requests:
-        built.plans.append(_plan(plan, compiled, built.members))
+        there = {key: kernel for (key, form), kernel in (made or {}).items() if form == plan.code}
+        built.plans.append(_plan(plan, {**compiled, **there}, built.members))
     return built
 
 
@@ -149,13 +189,14 @@ def _plan(plan: PlanRequest, compiled: Mapping[str, CompiledKernel], members: di
         Bucket(
             b.shape.name, b.shape.kind, b.shape.tokens, b.shape.rows, tuple(launch(c, b) for c in b.body),
             {name: tuple(launch(c, b) for c in tail) for name, tail in b.tails.items()},
+            {name: tuple(_meeting(m, b) for m in found) for name, found in b.meetings.items() if found},
         )
         for b in plan.buckets
     )  # fmt: skip
     machine = plan.machine
     return LaunchPlan(
         plan.target, machine.kind, machine.name, plan.code, machine.warp, _toolkit(plan), plan.vocab, plan.page_tokens,
-        plan.buffers, tuple(kernels.values()), buckets,
+        plan.buffers, tuple(kernels.values()), buckets, plan.ranks, plan.rank,
     )  # fmt: skip
 
 
@@ -188,6 +229,15 @@ def _kernel(
         registers=made.registers,
         spilled_bytes=made.spilled_bytes,
     )
+
+
+def _meeting(call: MeetingCall, bucket: BucketCalls) -> Meeting:
+    places = []
+    for passed in (call.source, call.to):
+        found = Pointer("arena", bucket.places[passed]) if isinstance(passed, Slot) else passed
+        assert isinstance(found, Pointer)
+        places.append(found)
+    return Meeting(call.at, call.kind, places[0], places[1], call.rows, call.columns, call.where)
 
 
 def _argument(call: Call, name: str, bucket: BucketCalls) -> Argument:

@@ -41,6 +41,19 @@ class Call:
 
 
 @dataclass(frozen=True)
+class MeetingCall:
+    """Where ranks meet, in front of call number `at`: see `launch_plan.Meeting`."""
+
+    at: int
+    kind: str
+    source: Passed
+    to: Passed
+    rows: Expression
+    columns: int
+    where: str
+
+
+@dataclass(frozen=True)
 class StepShape:
     """What a bucket is made for: up to `tokens` rows, up to `rows` logit rows, replayed at exactly those or not."""
 
@@ -90,12 +103,17 @@ class StepCalls:
     calls: list[Call] = field(default_factory=list)
     memory: dict[Value, Passed] = field(default_factory=dict)
     normed: dict[tuple[Value, Value, str], Slot] = field(default_factory=dict)
+    meetings: list[MeetingCall] = field(default_factory=list)
     counters: int = 0
     tile_tokens: int = 0
 
     def call(self, request: KernelRequest, grid: tuple[Expression, ...], where: str, **arguments: Passed) -> None:
         """Append a call."""
         self.calls.append(Call(request, grid, arguments, where))
+
+    def meet(self, kind: str, source: Passed, to: Passed, rows: Expression, columns: int, where: str) -> None:
+        """Bring the ranks together behind the calls so far."""
+        self.meetings.append(MeetingCall(len(self.calls), kind, source, to, rows, columns, where))
 
     def at(self, value: Value) -> Passed:
         """Where a value lies: in the weights, in an input, in a cache or in a slot."""

@@ -6,7 +6,7 @@ A step has a body and two tails, of which one runs: logits of the wanted rows, o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llamac.analysis.weight_plan import PlacedWeight
 from llamac.artifact.launch_plan import PAGES, ROWS, SEQUENCES, TABLE_WIDTH, TOKENS, Buffer, Pointer
@@ -15,11 +15,11 @@ from llamac.ir.graph import Graph, Module, Op, Weight
 from llamac.ir.kv_groups import kv_groups
 from llamac.ir.types import CacheType
 
-from . import attention_calls, expert_calls, linear_calls
+from . import attention_calls, expert_calls, linear_calls, step_requests
 from .architectures import Architecture
 from .arena import place_slots
 from .attention_calls import TILES_INPUT, most_tiles
-from .calls import COUNTERS, Call, Slot, StepCalls, StepShape
+from .calls import COUNTERS, Call, MeetingCall, Slot, StepCalls, StepShape
 
 LARGEST_DECODE = 64
 """Rows of the largest step whose rows attend one by one."""
@@ -35,6 +35,7 @@ _EMIT: Mapping[str, Callable[[StepCalls, Op], None]] = {
     "expert_gate_up_rows16": expert_calls.gate_up,
     "expert_down_rows16": expert_calls.down,
     "scatter_routed": expert_calls.scatter,
+    "all_reduce": lambda step, op: _reduce(step, op),
 }
 
 
@@ -49,6 +50,8 @@ class BucketCalls:
     arena_bytes: int
     counter_bytes: int
     tile_tokens: int
+    meetings: Mapping[str, list[MeetingCall]] = field(default_factory=dict)
+    """Where ranks of a divided model meet: within the body ("launches"), and within each tail."""
 
 
 def step_shapes(max_tokens: int) -> list[StepShape]:
@@ -69,12 +72,16 @@ def bucket_calls(
         step.memory[argument] = Pointer(argument.name, 0)
     head = _head(graph)
     for op in graph.ops:
-        if op is not head:
+        if op is not head and op.opcode != "all_gather":
             _emit(step, op)
     body, step.calls = step.calls, []
-    tails = {"logits": _tail(step, head, False), "greedy": _tail(step, head, True)}
+    meetings, step.meetings = {"launches": step.meetings}, []
+    tails = {}
+    for result in ("logits", "greedy"):
+        tails[result] = _tail(step, graph, head, result == "greedy")
+        meetings[result], step.meetings = step.meetings, []
     places, arena = place_slots([*body, *tails["logits"], *tails["greedy"]])
-    return BucketCalls(shape, body, tails, places, arena, step.counters, step.tile_tokens)
+    return BucketCalls(shape, body, tails, places, arena, step.counters, step.tile_tokens, meetings)
 
 
 def _by_value(graph: Graph, offsets: Mapping[Weight, int]) -> dict[Weight, int]:
@@ -84,6 +91,8 @@ def _by_value(graph: Graph, offsets: Mapping[Weight, int]) -> dict[Weight, int]:
 
 def _head(graph: Graph) -> Op:
     head = graph.outputs[0].producer
+    if head is not None and head.opcode == "all_gather":
+        head = head.operands[0].producer
     if head is None or head.opcode != "linear_rows16" or "rows" not in str(head.attributes["operands"]).split():
         raise LlamacError("LLC0605", "head", "the logits are not a product of the wanted rows over packed rows")
     return head
@@ -97,9 +106,34 @@ def _emit(step: StepCalls, op: Op) -> None:
     emit(step, op)
 
 
-def _tail(step: StepCalls, head: Op, greedy: bool) -> list[Call]:
-    logits, ids, normed = Pointer("logits", 0), Pointer("best", 0), dict(step.normed)
+def _reduce(step: StepCalls, op: Op) -> None:
+    """The sum over ranks takes the place of what is summed."""
+    x = op.operands[0]
+    if len(op.operands) > 1:
+        raise LlamacError("LLC0605", op.location, "on a GPU the first rank's product brings the residual")
+    place, width = step.at(x), op.result.tensor.shape[1]
+    assert isinstance(width, int)
+    step.memory[op.result] = place
+    step.meet("all_reduce", place, place, step.shape.token_count(), width, op.location)
+
+
+def _gathered(step: StepCalls, graph: Graph, head: Op, logits: Pointer, ids: Pointer, greedy: bool) -> None:
+    """Each rank's columns of the logits, then those of all; and the best of them."""
+    part, whole = head.attributes["rows"], graph.outputs[0].tensor.shape[1]
+    assert isinstance(part, int) and isinstance(whole, int)
+    own = step.scratch(4 * step.shape.rows * part, "part of the logits")
+    linear_calls.linear(step, head, to=own)
+    step.meet("all_gather", own, logits, step.shape.row_count(), part, head.location)
     if greedy:
+        request = step_requests.best_of_logits(whole)
+        step.call(request, (step.shape.row_count(),), head.location, logits_ptr=logits, id_ptr=ids)
+
+
+def _tail(step: StepCalls, graph: Graph, head: Op, greedy: bool) -> list[Call]:
+    logits, ids, normed = Pointer("logits", 0), Pointer("best", 0), dict(step.normed)
+    if graph.outputs[0].producer is not head:
+        _gathered(step, graph, head, logits, ids, greedy)
+    elif greedy:
         linear_calls.best(step, head, logits, ids)
     else:
         linear_calls.linear(step, head, to=logits)
@@ -110,7 +144,7 @@ def _tail(step: StepCalls, head: Op, greedy: bool) -> list[Call]:
 
 def buffers(module: Module, buckets: list[BucketCalls], weight_member: str, weight_bytes: int) -> tuple[Buffer, ...]:
     """All memory of a plan."""
-    vocab = _head(module.step).attributes["rows"]
+    vocab = module.step.outputs[0].tensor.shape[1]
     assert isinstance(vocab, int)
     tile_tokens = max((b.tile_tokens for b in buckets), default=0)
     by_role = [

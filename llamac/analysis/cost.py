@@ -64,6 +64,7 @@ _FLOPS_PER_ELEMENT = {
     "rms_norm": 4,
     "swiglu": 5,
     "add": 1,
+    "all_reduce": 1,
     "quantize_rows": 3,
     "rope_angles": 20,
     "rms_norm_quantized": 7,

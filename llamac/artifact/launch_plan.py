@@ -8,7 +8,7 @@ grids that depend on the step are expressions over the plan's variables: an inte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llamac.errors import LlamacError
 
@@ -118,6 +118,26 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Meeting:
+    """Where the ranks of a divided model meet, in front of launch number `at` of a list (behind all: its length).
+
+    kind: `all_reduce` replaces rows x columns f32 values at `to`, which is `source`, by their sums over ranks;
+    `all_gather` puts every rank's row of `columns` f32 values at `source` side by side into rows at `to`.
+    """
+
+    at: int
+    kind: str
+    source: Pointer
+    to: Pointer
+    rows: Expression
+    columns: int
+    where: str
+
+
+MEETINGS = ("all_reduce", "all_gather")
+
+
+@dataclass(frozen=True)
 class Buffer:
     """Memory by name. bytes: its size. role:
 
@@ -159,6 +179,8 @@ class Bucket:
     rows: int
     launches: tuple[Launch, ...]
     tails: Mapping[str, tuple[Launch, ...]]
+    meetings: Mapping[str, tuple[Meeting, ...]] = field(default_factory=dict)
+    """Of a divided model: those within `launches`, under that name, and within each tail."""
 
     @property
     def is_replayed(self) -> bool:
@@ -195,6 +217,9 @@ class LaunchPlan:
     buffers: tuple[Buffer, ...]
     kernels: tuple[Kernel, ...]
     buckets: tuple[Bucket, ...]
+    ranks: int = 1
+    rank: int = 0
+    """Of a divided model: 0 for the plan of the first rank, 1 for that of every other one, which adds no residual."""
 
     def buffer(self, name: str) -> Buffer:
         """The buffer called `name` (LLC0714 when there is none)."""

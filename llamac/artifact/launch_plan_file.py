@@ -14,6 +14,7 @@ from llamac.errors import LlamacError
 
 from .launch_plan import (
     KINDS,
+    MEETINGS,
     OPERATIONS,
     PAGES,
     PLAN_VERSION,
@@ -28,6 +29,7 @@ from .launch_plan import (
     KernelParameter,
     Launch,
     LaunchPlan,
+    Meeting,
     Pointer,
 )
 
@@ -50,6 +52,8 @@ def write_plan(plan: LaunchPlan) -> bytes:
         ],
     }
     head = _fields(plan) | {"format": FORMAT, "version": PLAN_VERSION}
+    if plan.ranks == 1:  # a model that is whole says nothing of ranks
+        head = {key: value for key, value in head.items() if key not in ("ranks", "rank")}
     parts = {key: _text(value) for key, value in head.items() if key not in ("buffers", "kernels", "buckets")}
     parts |= {key: _lines(list(map(_text, value))) for key, value in lists.items()}
     parts["buckets"] = _lines([_bucket_text(bucket) for bucket in plan.buckets])
@@ -72,7 +76,14 @@ def _bucket_text(bucket: Bucket) -> str:
     tails = ",".join(f"{_text(name)}:{_lines(list(map(_launch_text, bucket.tails[name])))}" for name in RESULTS)
     named = {"name": bucket.name, "kind": bucket.kind, "tokens": bucket.tokens, "rows": bucket.rows}
     launches = _lines([_launch_text(launch) for launch in bucket.launches])
-    return _text(named)[:-1] + f',"launches":{launches},"tails":{{{tails}}}}}'
+    met = {name: [_meeting_fields(m) for m in found] for name, found in bucket.meetings.items() if found}
+    meetings = f',"meetings":{_text(met)}' if met else ""
+    return _text(named)[:-1] + f',"launches":{launches}{meetings},"tails":{{{tails}}}}}'
+
+
+def _meeting_fields(meeting: Meeting) -> list[Any]:
+    places = [{p.buffer: p.offset} for p in (meeting.source, meeting.to)]
+    return [meeting.at, meeting.kind, *places, meeting.rows, meeting.columns, meeting.where]
 
 
 def _launch_text(launch: Launch) -> str:
@@ -135,6 +146,8 @@ class _Reader:
             warp=self.integer(row, "warp", "", 1, 128), toolkit=self.text(row, "toolkit", ""),
             vocab=self.integer(row, "vocab", "", 1, _I32), page_tokens=self.integer(row, "page_tokens", "", 1, _I32),
             buffers=buffers, kernels=self.kernels, buckets=self.each(row, "buckets", self.bucket),
+            ranks=self.integer({"ranks": 1, **row}, "ranks", "", 1, 64),
+            rank=self.integer({"rank": 0, **row}, "rank", "", 0, 1),
         )  # fmt: skip
 
     def buffer(self, found: Any, place: str) -> Buffer:
@@ -183,11 +196,28 @@ class _Reader:
         tails = self.object(row.get("tails"), f"{place}.tails")
         if kind not in KINDS or set(tails) != set(RESULTS):
             self.refuse(place, f"must be of a kind in {KINDS} and end in {RESULTS}")
+        meetings = self.object(row.get("meetings", {}), f"{place}.meetings")
+        if not set(meetings) <= {"launches", *RESULTS}:
+            self.refuse(f"{place}.meetings", "must stand in launches or in a tail")
         return Bucket(
             self.text(row, "name", place), kind, self.integer(row, "tokens", place, 1, 1 << 20),
             self.integer(row, "rows", place, 1, 1 << 20), self.each(row, "launches", self.launch, place),
             {name: self.each(tails, name, self.launch, f"{place}.tails") for name in RESULTS},
+            {name: self.each(meetings, name, self.meeting, f"{place}.meetings") for name in meetings},
         )  # fmt: skip
+
+    def meeting(self, found: Any, place: str) -> Meeting:
+        if not isinstance(found, list) or len(found) != 7 or found[1] not in MEETINGS or not isinstance(found[6], str):
+            self.refuse(place, "must be a number, a kind, two addresses, rows, columns and a place")
+        at, kind, source, to, rows, columns, where = found
+        if not (_is_integer(at) and 0 <= at < 1 << 24 and _is_integer(columns) and 0 < columns < _I32):
+            self.refuse(place, "has a number outside its range")
+        count = self.expression(rows, f"{place}.rows")
+        self.check_variables(count, place)
+        value = KernelParameter("value", "*fp32")
+        begin, end = (self.argument(p, value, place) for p in (source, to))
+        assert isinstance(begin, Pointer) and isinstance(end, Pointer)
+        return Meeting(at, kind, begin, end, count, columns, where)
 
     def launch(self, found: Any, place: str) -> Launch:
         if not isinstance(found, list) or len(found) != 4 or not isinstance(found[3], str):

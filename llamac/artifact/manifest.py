@@ -73,6 +73,10 @@ SCHEMA: tuple[Key, ...] = (
     ),
     Key("targets[].source", "text?", "member that holds the source of the code, null when it is not kept"),
     Key("targets[].layout", "text", "the weight layout the code reads; one of weights[].layout"),
+    Key("targets[].ranks", "list", "the layout of each process, where several share the model", True),
+    Key("targets[].others", "list", "GPUs: launch plans of the processes behind the first, as code and fallback", True),
+    Key("targets[].others[]", "text", "member that holds such a plan"),
+    Key("targets[].ranks[]", "text", "the weights that one process reads; the first has targets[].layout"),
     Key("targets[].truth", "text", "generated, compiled, executed or numerically verified"),
     Key("weights", "list", "weights, once for each layout"),
     Key("weights[]", "object", "one layout"),
@@ -95,6 +99,9 @@ SCHEMA: tuple[Key, ...] = (
     Key("gpu.memory.arena_bytes", "integer", "scratch memory of the largest step"),
     Key("gpu.memory.weight_bytes", "integer", "bytes of weights in memory"),
     Key("gpu.memory.weight_bytes_per_token", "integer", "bytes of weights read to decode one token"),
+    Key("onnx", "object", "the graph that ONNX Runtime runs, where it is a target", optional=True),
+    Key("onnx.ir", "text", "member with the model-level IR that the graph was emitted from"),
+    Key("onnx.passes", "list", "its passes, as passes has them"),
     Key("image", "object", "the image encoder, where the model has one", optional=True),
     Key("image.ir", "text", "member with its kernel-level IR"),
     Key("image.pixels", "list", "tiles, channels, height and width of what one pass takes"),
@@ -290,9 +297,10 @@ def _check_members(manifest: Manifest, where: str) -> None:
 def _check_references(manifest: Manifest, where: str) -> None:
     """Everything that names a member or a layout names one that exists."""
     named: list[tuple[str, str | None]] = [("chat_template", manifest["chat_template"]), ("ir", manifest.get("ir"))]
-    named += [(f"{part}.ir", manifest[part]["ir"]) for part in ("image", "gpu") if part in manifest]
+    named += [(f"{part}.ir", manifest[part]["ir"]) for part in ("image", "gpu", "onnx") if part in manifest]
     for index, target in enumerate(manifest["targets"]):
         named += [(f"targets[{index}].{key}", target.get(key)) for key in ("code", "source", "fallback")]
+        named += [(f"targets[{index}].others", member) for member in target.get("others", ())]
     for index, entry in enumerate(manifest["weights"]):
         named.append((f"weights[{index}].member", entry["member"]))
     for name, member in ((manifest["tokenizer"] or {}).get("files") or {}).items():
@@ -302,8 +310,12 @@ def _check_references(manifest: Manifest, where: str) -> None:
             _refuse(where, place, f"names the member {_brief(member)}, which is not in the file")
     layouts = [entry["layout"] for entry in manifest["weights"]]
     for index, target in enumerate(manifest["targets"]):
-        if target["layout"] not in layouts:
-            _refuse(where, f"targets[{index}].layout", f"names {_brief(target['layout'])}, which weights do not have")
+        ranks = target.get("ranks", [target["layout"]])
+        for key, layout in (("layout", target["layout"]), *(("ranks", layout) for layout in ranks)):
+            if layout not in layouts:
+                _refuse(where, f"targets[{index}].{key}", f"names {_brief(layout)}, which weights do not have")
+        if ranks[:1] != [target["layout"]]:
+            _refuse(where, f"targets[{index}].ranks", "must begin with the layout of the target")
     _check_unique(layouts, where, "weights[].layout")
     _check_unique([target["name"] for target in manifest["targets"]], where, "targets[].name")
     for index, entry in enumerate(manifest["weights"]):

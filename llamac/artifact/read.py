@@ -97,6 +97,20 @@ class Artifact:
             return np.frombuffer(b"", np.uint8)
         return np.frombuffer(self._source.mapping(), np.uint8, member.nbytes, member.data_offset)
 
+    def send(self, name: str, start: int, nbytes: int, descriptor: int) -> int:
+        """Copies bytes of a member from `start` to where `descriptor` stands, unhashed; how many, at most `nbytes`.
+
+        LLC0707 when the file has become shorter meanwhile; OSError when `descriptor` cannot take them.
+        """
+        sent = self._source.copy_into(self._member(name).data_offset + start, nbytes, descriptor)
+        if not sent:
+            self._source.fail("LLC0707", "the file ends within this member", member=name)
+        return sent
+
+    def member_crc(self, name: str) -> int:
+        """The CRC-32 of a member as the ZIP headers have it."""
+        return self._member(name).crc
+
     def close(self) -> None:
         """Closes the file; arrays from `map` stay valid."""
         self._source.close()

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from llamac.errors import LlamacError, did_you_mean
 
+_COPIED_BYTES = 4 << 20
 GET_AGAIN = "get the file again from its source, or compile it again"
 
 _OTHER_FORMATS: tuple[tuple[bytes, str, str], ...] = (
@@ -82,6 +83,18 @@ class SourceFile:
             except OSError as error:
                 reason = f"cannot read at byte {offset + done}: {error.strerror or error}"
                 raise LlamacError("LLC0704", str(self.path), reason, "check the disk") from error
+
+    def copy_into(self, offset: int, nbytes: int, descriptor: int) -> int:
+        """Copies at most `nbytes` bytes to where `descriptor` stands; how many went, 0 at the end of the file.
+
+        The system copies, where it can without a byte passing through this process; else one piece of 4 MiB does.
+        OSError when `descriptor` cannot take them.
+        """
+        if hasattr(os, "copy_file_range"):
+            with suppress(OSError):
+                return os.copy_file_range(self._file.fileno(), descriptor, nbytes, offset)
+        piece = self.read_at(offset, min(nbytes, _COPIED_BYTES, self.size - offset))
+        return os.write(descriptor, piece)
 
     def mapping(self) -> mmap.mmap:
         """The whole file mapped read-only, once."""

@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -30,10 +31,13 @@ from .manifest import (
     check_manifest,
     manifest_hash_line,
 )
+from .read import Artifact
 
 ByteSource = bytes | bytearray | memoryview | np.ndarray[Any, np.dtype[Any]]
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _CHUNK_BYTES = 4 << 20
+_COPIED_BYTES = 64 << 20
+"""Bytes of a member that are copied at once, and then reported."""
 
 
 class ArtifactWriter:
@@ -85,6 +89,30 @@ class ArtifactWriter:
         stream.write(view)
         stream.close()
 
+    def copy_member(
+        self, artifact: Artifact, name: str, member: str = "", progress: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """Adds the member `name` of another artifact, under another name where `member` is one, with its hashes.
+
+        No byte is looked at, so damage in it is copied, and found by its hashes as before. `progress` gets the number
+        of bytes of each piece.
+        """
+        record = artifact.manifest["members"][name]
+        nbytes, crc = record["bytes"], artifact.member_crc(name)
+        self._require_space(nbytes)
+        copied = self._begin(member or name, nbytes, crc)
+        done = 0
+        while done < nbytes:
+            try:
+                sent = artifact.send(name, done, min(nbytes - done, _COPIED_BYTES), self._descriptor)
+            except OSError as error:
+                self._fail(error, nbytes - done)
+            done += sent
+            self._position += sent
+            progress(sent)
+        self._members.append(copied)
+        self._records[copied.name] = dict(record)
+
     def open_stream(self, member: str, nbytes: int) -> MemberStream:
         """Starts a member of exactly `nbytes` bytes, to be written piece by piece before the next member is added."""
         self._require_space(nbytes)
@@ -128,6 +156,11 @@ class ArtifactWriter:
             self._fail(error, 0)
 
     def _open(self, name: str, nbytes: int, block_bytes: int | None) -> MemberStream:
+        self._stream = MemberStream(self, self._begin(name, nbytes, 0), block_bytes)
+        return self._stream
+
+    def _begin(self, name: str, nbytes: int, crc: int) -> Member:
+        """Writes the header of the next member; its data comes next."""
         if self._descriptor < 0:
             self._misused("a member was added outside of the with block")
         self._close_stream()
@@ -135,11 +168,10 @@ class ArtifactWriter:
             self._misused(f"{name!r} cannot be the name of a member")
         if any(name.lower() == member.name.lower() for member in self._members):
             self._misused(f"the member {name!r} is added twice")
-        member = Member(name, nbytes, 0, self._position)
+        member = Member(name, nbytes, crc, self._position)
         header = local_header(member)
         self._write(memoryview(header), len(header) + nbytes)
-        self._stream = MemberStream(self, member, block_bytes)
-        return self._stream
+        return member
 
     def _close_stream(self) -> None:
         if self._stream is not None:

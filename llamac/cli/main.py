@@ -16,6 +16,8 @@ from llamac.errors import LlamacError, did_you_mean
 
 VERBS: dict[str, tuple[str, str]] = {
     "compile": ("llamac.cli.compile", "Compile a checkpoint into one .llamac file."),
+    "export": ("llamac.cli.export", "Write a model in the form of another system."),
+    "retarget": ("llamac.cli.retarget", "Add code for more machines to a .llamac file, without its checkpoint."),
     "run": ("llamac.cli.run", "Continue a prompt with a compiled model."),
     "chat": ("llamac.cli.chat", "Talk with a compiled model."),
     "inspect": ("llamac.cli.inspect", "Show what is in a .llamac file; runs nothing from it."),
@@ -33,7 +35,19 @@ VERBS: dict[str, tuple[str, str]] = {
 """Verb -> its module, which defines `command`, and its line in `llamac --help` (so that help imports no verb)."""
 
 UNEXPECTED = frozenset(
-    {"LLC0100", "LLC0703", "LLC0803", "LLC0805", "LLC0806", "LLC0807", "LLC0808", "LLC0815", "LLC0817", "LLC0853"}
+    {
+        "LLC0100",
+        "LLC0703",
+        "LLC0803",
+        "LLC0805",
+        "LLC0806",
+        "LLC0807",
+        "LLC0808",
+        "LLC0815",
+        "LLC0817",
+        "LLC0853",
+        "LLC0868",
+    }
 )
 """Codes that are no fault of the input or the command line: exit code 1, where all others mean 2."""
 

@@ -21,7 +21,11 @@ _LOADING = (
     click.option("--threads", type=int, metavar="N", help="CPU threads. [default: one per usable core]"),
     click.option("--target", metavar="NAME", help="Which code in the file to run. [default: the best that fits]"),
     click.option(
-        "--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, hip, one by number (cuda:1)."
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="NAME",
+        help="cpu, cuda, hip, one by number (cuda:1), tvm, onnxruntime.",
     ),
     click.option("--context", type=int, metavar="N", help="Longest sequence, in tokens. [default: the model's own]"),
     click.option(

@@ -10,8 +10,8 @@ import click
 
 from llamac.errors import LlamacError
 
-from .compile import ByteSize
 from .options import json_option, print_json
+from .sizes import ByteSize
 
 if TYPE_CHECKING:
     from llamac.planning.grid import Axes
@@ -61,6 +61,11 @@ def command(source: str, target: str, what_if: bool, plot: str | None, as_json: 
     from llamac.planning.source import open_subject
 
     subject = open_subject(source)
+    base, _, count = target.rpartition(":")
+    if base and count.isdecimal():  # h100:8, as `llamac compile` takes it
+        if options["tp"] != "1":
+            raise LlamacError("LLC0109", "--tp", f"{target} says the number of GPUs already", "leave one of them out")
+        target, options["tp"] = base, count
     machine = _machine(target, options)
     if what_if:
         _what_if(subject, machine, options, as_json)

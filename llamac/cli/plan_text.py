@@ -130,8 +130,8 @@ def _time(seconds: float | None) -> str:
 
 def _notes(plan: Plan) -> Iterator[str]:
     config, machine = plan.subject.config, plan.machine
-    if machine.is_gpu and plan.request.tp > 1:
-        yield "no code is generated for several devices yet: this is what a model would need there"
+    if machine.is_gpu and plan.request.tp > 1 and config.vision is not None:
+        yield "code for several devices takes text only: this is what pictures would need there"
     if config.moe is not None:
         yield "experts are counted as if every choice were equally likely"
     if config.vision is not None:

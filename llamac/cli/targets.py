@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from llamac.host import cpu_features, machine_architecture
-from llamac.target import GPUS, TARGETS
+from llamac.target import GPUS, ONNX_TARGETS, TARGETS, TVM_TARGETS
 
 from .options import json_option, print_json
 
@@ -34,16 +34,21 @@ def command(as_json: bool) -> None:
         runs = target.triple.startswith(architecture) and not missing
         row = {**dataclasses.asdict(target), "requires": list(target.requires), "runs_here": runs}
         rows.append({**row, "possible": ["compile", "plan"]})
+    others = [
+        {**dataclasses.asdict(t), "requires": list(t.requires)} for t in (*TVM_TARGETS.values(), *ONNX_TARGETS.values())
+    ]
     gpus = [{**dataclasses.asdict(gpu), "possible": ["compile", "plan"]} for gpu in GPUS.values()]
     here, reasons = _gpus_here()
     if as_json:
-        print_json({"targets": rows, "gpus": gpus, "gpus_here": here, "no_gpu": reasons})
+        print_json({"targets": rows, "gpus": gpus, "others": others, "gpus_here": here, "no_gpu": reasons})
         return
-    width = max(len(name) for name in (*TARGETS, *GPUS))
+    width = max(len(name) for name in (*TARGETS, *GPUS, *TVM_TARGETS, *ONNX_TARGETS))
     for row in rows:
         click.echo(f"{'*' if row['runs_here'] else ' '} {row['name']:<{width}}  {row['summary']}  ({row['triple']})")
     for gpu in GPUS.values():
         click.echo(f"  {gpu.name:<{width}}  {gpu.summary}  ({gpu.architecture})")
+    for row in others:
+        click.echo(f"  {row['name']:<{width}}  {row['summary']}  ({row['triple']})")
     for row in here:
         click.echo(f"this machine: {row['label']}, {row['memory_bytes'] / 1e9:.1f} GB, --device {row['device']}")
     if not here:

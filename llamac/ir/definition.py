@@ -94,6 +94,13 @@ class Evaluation:
     symbols: Mapping[str, int]
     exact: bool
     call: Callable[[str, list[Any], Mapping[str, int]], list[Any]] | None = None
+    exchange: Callable[[str, Array], list[Array]] | None = None
+
+    def of_all_ranks(self, kind: str, mine: Array) -> list[Array]:
+        """What every rank gives at this collective; OpError where no other rank runs."""
+        if self.exchange is None:
+            raise OpError(f"{kind} has a meaning with all ranks only (llamac.ir.ranks)")
+        return self.exchange(kind, mine)
 
     @property
     def float_type(self) -> np.dtype[Any]:

@@ -27,7 +27,11 @@ Observe = Callable[[Graph, int, Mapping[str, int], list[Any]], Sequence[Any]]
 
 
 class Interpreter:
-    """Evaluates the graphs of one module; weights are read once and kept, so it is for small models."""
+    """Evaluates the graphs of one module; weights are read once and kept, so it is for small models.
+
+    keep: False reads a weight whenever an op wants it, and holds the values of no two of them. exchange: how this rank
+    of a sharded module meets the others (`ranks.Ranks`).
+    """
 
     def __init__(
         self,
@@ -35,10 +39,14 @@ class Interpreter:
         read_rows: RowReader = refuse_file_weights,
         exact: bool = False,
         observe: Observe | None = None,
+        keep: bool = True,
+        exchange: Callable[[str, Array], list[Array]] | None = None,
     ) -> None:
         self.module = module
         self.exact = exact
         self._observe = observe
+        self._keep = keep
+        self._exchange = exchange
         self._evaluator = WeightEvaluator(read_rows)
         self._weights: dict[Weight, Array] = {}
 
@@ -82,8 +90,8 @@ class Interpreter:
                 constant.update(op.results)
                 arguments = [_narrow(a) for a in arguments]
             exact = self.exact and (not fixed or op.opcode == "constant")
-            run = Evaluation(arguments, op.attributes, types, bound, exact, self._call)
-            results = find_op(op.opcode).evaluate(run)
+            run = Evaluation(arguments, op.attributes, types, bound, exact, self._call, self._exchange)
+            results = self.evaluate(op, run)
             if self._observe is not None:
                 results = self._observe(graph, index, bound, list(results))
             values.update(zip(op.results, results, strict=True))
@@ -92,14 +100,21 @@ class Interpreter:
                     values.pop(v, None)
         return [self._value(v, values) for v in graph.outputs]
 
+    def evaluate(self, op: Op, run: Evaluation) -> Sequence[Any]:
+        """The results of an op: what its definition says. Other implementations are compared by overriding this."""
+        return find_op(op.opcode).evaluate(run)
+
     def _call(self, name: str, inputs: list[Any], symbols: Mapping[str, int]) -> list[Any]:
         return self._run(self.module.graphs[name], inputs, symbols)
 
     def _value(self, value: Value, values: Mapping[Value, Any]) -> Any:
         if isinstance(value, Weight):
-            if value not in self._weights:
-                self._weights[value] = self._widened(self._evaluator.whole(value), value.tensor)
-            return self._weights[value]
+            if value in self._weights:
+                return self._weights[value]
+            found = self._widened(self._evaluator.whole(value), value.tensor)
+            if self._keep:
+                self._weights[value] = found
+            return found
         return values[value]
 
     def _widened(self, array: Array, type: TensorType) -> Array:

@@ -13,6 +13,7 @@ from .ops import (
     arithmetic,
     attention,
     cache_ops,
+    collectives,
     cross_attention,
     encoder_kernels,
     encoder_ops,
@@ -58,6 +59,7 @@ _FAMILIES = (
     encoder_kernels,
     gated_kernels,
     tile_ops,
+    collectives,
 )
 
 

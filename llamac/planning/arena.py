@@ -10,7 +10,7 @@ from llamac.errors import LlamacError
 from llamac.models.llama.config import LlamaConfig
 from llamac.models.llama.shrink import small_tensors
 from llamac.models.random_weights import random_checkpoint
-from llamac.passes.pipelines import Quantization
+from llamac.passes.pipelines import Quantization, Share
 
 from .few_layers import FewLayers, few_layers
 from .weights import Part, counted_image_parts, image_role
@@ -29,9 +29,14 @@ class Arena:
 
 
 def plan_arena(
-    config: LlamaConfig, encodings: Mapping[str, str], quantization: Quantization, step_tokens: int, gpu: str = ""
+    config: LlamaConfig,
+    encodings: Mapping[str, str],
+    quantization: Quantization,
+    step_tokens: int,
+    gpu: str = "",
+    tp: int = 1,
 ) -> Arena:
-    """The arena of a step of at most `step_tokens` tokens, on a CPU, where the encoder shares it, or on a GPU."""
+    """The arena of a step of at most `step_tokens` tokens: on a CPU, where the encoder shares it, or a GPU of `tp`."""
     from llamac.driver import compile_graph
     from llamac.gpu_side import arena_on
 
@@ -39,13 +44,13 @@ def plan_arena(
     try:
         checkpoint = replace(random_checkpoint(few.config, 0), tensors=small_tensors(few.config, few.encodings))
         if gpu:
-            graph = compile_graph(checkpoint, quantization, None, step_tokens, None, [], kind="gpu")
+            graph = compile_graph(checkpoint, quantization, None, step_tokens, None, [], kind="gpu", share=Share(tp))
             return Arena(arena_on(graph, gpu), ())
         graph = compile_graph(checkpoint, quantization, None, step_tokens, None, [])
         return Arena(graph.limits.arena_bytes, _image_parts(graph, few))
     except LlamacError as error:
-        counted = counted_image_parts(config, encodings, quantization)
-        return Arena(estimate_arena(config, step_tokens), counted, f"{error.code}: {error.reason}")
+        counted = counted_image_parts(config, encodings, quantization, tp)
+        return Arena(estimate_arena(config, step_tokens, tp), counted, f"{error.code}: {error.reason}")
 
 
 def _image_parts(graph: CompiledGraph, few: FewLayers) -> tuple[Part, ...]:

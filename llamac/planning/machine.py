@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from llamac.errors import LlamacError, did_you_mean
 from llamac.host import cpu_features, machine_architecture
-from llamac.target import GPUS, TARGETS, best_target
+from llamac.target import GPUS, ONNX_TARGETS, TARGETS, TVM_TARGETS, best_target
 
 from .formats import PANEL16, ROWS16
 from .work import Work
@@ -56,6 +56,9 @@ def find_machine(name: str) -> Machine:
         return Machine(name, "cpu", f"this machine, {row.name}", own_memory(), None, code_bytes=CPU_CODE_BYTES)
     if name in TARGETS:
         return Machine(name, "cpu", TARGETS[name].summary, None, None, code_bytes=CPU_CODE_BYTES)
+    if name in TVM_TARGETS or name in ONNX_TARGETS:
+        reason = "another system lays out its memory, which is not counted"
+        raise LlamacError("LLC0603", name, reason, "count llamac's own code: --target cpu")
     names = ["cpu", *TARGETS, *GPUS]
     raise LlamacError("LLC0603", name, f"unknown target{did_you_mean(name, names)}", f"choose from {', '.join(names)}")
 

@@ -41,7 +41,7 @@ class Subject:
     stored: Mapping[str, int] = field(default_factory=dict)
     _parts: dict[tuple[Quantization, int], tuple[Part, ...]] = field(default_factory=dict)
     _counted: dict[tuple[Quantization, int], tuple[Part, ...]] = field(default_factory=dict)
-    _arenas: dict[tuple[Quantization, int, str], Arena] = field(default_factory=dict)
+    _arenas: dict[tuple[Quantization, int, str, int], Arena] = field(default_factory=dict)
 
     def parts(self, request: Request, machine: Machine) -> tuple[Part, ...]:
         """The weights on one device."""
@@ -53,13 +53,13 @@ class Subject:
     def arena(self, request: Request, machine: Machine) -> Arena:
         """The arena on one device, and the weights of the image side: the compiler's own on a CPU, else estimates."""
         steps = request.max_step_tokens
-        if request.tp > 1:
-            reason = "no backend divides a model among devices yet"
+        if request.tp > 1 and self.config.vision is not None:
+            reason = "no code for several devices takes pictures"
             return Arena(estimate_arena(self.config, steps, request.tp), self._image_parts(request), reason)
         gpu = machine.name if machine.is_gpu else ""
-        key = (request.quantization, steps, gpu)
+        key = (request.quantization, steps, gpu, request.tp)
         if key not in self._arenas:
-            self._arenas[key] = plan_arena(self.config, self.encodings, request.quantization, steps, gpu)
+            self._arenas[key] = plan_arena(self.config, self.encodings, *key)
         return self._arenas[key]
 
     def _image_parts(self, request: Request) -> tuple[Part, ...]:
@@ -169,9 +169,7 @@ def _estimated(request: Request, machine: Machine, arena: Arena) -> dict[str, st
     found = {"code": "an upper bound of what is usual" if not machine.is_gpu else "what the driver usually takes"}
     if arena.estimated:
         found["arena"] = arena.estimated
-    if machine.is_gpu and request.tp > 1:
-        found["weights"] = "no backend divides a model among devices yet"
-    elif arena.estimated and arena.image_parts:
+    if arena.estimated and arena.image_parts:
         found["weights"] = f"the image encoder is counted as its weights are stored; {arena.estimated}"
     if request.kv_dtype not in COMPILED_KV or (machine.is_gpu and request.kv_dtype == QUANTIZED_KV):
         found["kv"] = f"a cache of {request.kv_dtype} is not compiled yet; one scale a head where it has scales"

@@ -69,7 +69,8 @@ def weight_parts(
     """The parts that a step reads, on one of `tp` devices: all but those of the image side.
 
     encodings: how the checkpoint stores each weight, by model-level name; the config's dtype where it says nothing.
-    Heads, widths of MLPs and experts, and the vocabulary are divided; norms and routers are not.
+    Heads, widths of MLPs and experts, and the head are divided; the embedding, norms and routers are not, nor a head
+    whose rows the devices do not divide (`shard-tensors`).
     """
     layers: Counter[Signature] = Counter()
     outer: dict[str, Shape] = {}
@@ -148,7 +149,13 @@ def _outer_parts(
             yield Part("norms", "f32", 1, shape[0], "vector")
             continue
         form = packed_format(encodings.get(name, config.dtype), quantization, is_table=True)
-        yield Part("embedding" if name == "embed" else name, form, -(-shape[0] // tp), shape[1], use[name])
+        divided = tp > 1 and config.vocab_size % tp == 0
+        if name == "embed" and config.tied_head and divided:
+            yield Part("embedding", form, shape[0], shape[1], "lookup")
+            yield Part("head", form, config.vocab_size // tp, shape[1], "head")
+            continue
+        rows = shape[0] // tp if name == "head" and divided else shape[0]
+        yield Part("embedding" if name == "embed" else name, form, rows, shape[1], use[name])
     yield Part("norms", "f32", 1, config.head_dim // 2, "vector")  # the inverse frequencies of the rotation
 
 

@@ -40,7 +40,8 @@ def load_classes(specs: Sequence[str]) -> dict[str, type[Pass]]:
     for spec in specs:
         module = _module(spec, spec.partition(":")[0])
         values = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Pass) and v is not Pass]
-        found.update({v.name: v for v in values if not v.__module__.startswith("llamac.")})
+        imported = [v for v in values if v.__module__.startswith("llamac.") and v.__module__ != module.__name__]
+        found.update({v.name: v for v in values if v not in imported})
     return found
 
 

@@ -54,6 +54,7 @@ BUILT_IN: dict[str, str] = {
     "fold-norm-scale": "llamac.passes.fold_norm_scale:FoldNormScale",
     "widen-activations": "llamac.passes.widen_activations:WidenActivations",
     "lower-moe-routing": "llamac.passes.lower_moe_routing:LowerMoeRouting",
+    "shard-tensors": "llamac.passes.shard_tensors:ShardTensors",
     "fuse-qkv": "llamac.passes.fuse_qkv:FuseQkv",
     "fuse-gate-up": "llamac.passes.fuse_gate_up:FuseGateUp",
     "quantize-int8": "llamac.passes.quantize_int8:QuantizeInt8",

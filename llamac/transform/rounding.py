@@ -105,7 +105,8 @@ def _integer_bound(x: Array, group: int, quants: DType) -> Array:
     if low == 0:
         scale = (largest - minimum) / high
     elif quants is I4:
-        scale = np.where(largest > -smallest, largest, smallest) / low
+        # The first of those that tie, as the scale that is fitted takes it.
+        scale = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=2)[:, :, None], axis=2) / low
     else:
         scale = amax / high
     safe = np.where(scale == 0, 1, scale)

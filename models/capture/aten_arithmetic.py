@@ -18,7 +18,31 @@ def _unary(opcode: str) -> Importer:
 
 
 def _binary(opcode: str) -> Importer:
-    return lambda call: call.op(opcode, call.operand("self", call.dtype), call.operand("other", call.dtype))
+    return lambda call: in_columns(call, opcode, call.operand("self", call.dtype), call.operand("other", call.dtype))
+
+
+def in_columns(call: Call, opcode: str, a: Value, b: Value) -> Value:
+    """An op on two values; where one has lost a last axis of 1, as one number of each pair has, on both with that axis.
+
+    So the pairs of a rotation stay pairs until they are joined, as the textbook writes them.
+    """
+    if not (_is_column(a) or _is_column(b)):
+        return call.op(opcode, a, b)
+    wide = [_with_column(call, value) for value in (a, b)]
+    found = call.op(opcode, *wide)
+    return call.reshape(found, found.tensor.shape[:-1])
+
+
+def _is_column(value: Value) -> bool:
+    op = value.producer
+    inner = op.operands[0].tensor.shape if op is not None and op.opcode == "reshape" else ()
+    return bool(inner) and inner == (*value.tensor.shape, 1)
+
+
+def _with_column(call: Call, value: Value) -> Value:
+    if not value.tensor.rank:
+        return value
+    return value.producer.operands[0] if _is_column(value) else call.reshape(value, (*value.tensor.shape, 1))  # type: ignore[union-attr]
 
 
 def _add(call: Call) -> Value:
@@ -82,9 +106,9 @@ def _not(call: Call) -> Value:
 
 def _and(call: Call) -> Value:
     a, b = _truth(call)
-    if _is_true(b):
+    if call.is_one(b):
         return call.broadcast(a, call.shape())
-    return call.broadcast(b, call.shape()) if _is_true(a) else call.op("select", a, b, call.b.constant(0.0, I1))
+    return call.broadcast(b, call.shape()) if call.is_one(a) else call.op("select", a, b, call.b.constant(0.0, I1))
 
 
 def _or(call: Call) -> Value:
@@ -97,13 +121,6 @@ def _truth(call: Call) -> tuple[Value, Value]:
     if a.tensor.dtype is not I1 or b.tensor.dtype is not I1:
         raise call.unsupported("only truth values can be joined")
     return a, b
-
-
-def _is_true(value: Value) -> bool:
-    op = value.producer
-    while op is not None and op.opcode in ("broadcast", "reshape"):
-        op = op.operands[0].producer
-    return op is not None and op.opcode == "constant" and op.attributes["value"] == 1.0
 
 
 def _where(call: Call) -> Value:

@@ -9,8 +9,9 @@ from llamac.errors import LlamacError
 from llamac.ir.builder import Builder
 from llamac.ir.dims import DimLike, symbol
 from llamac.ir.dtypes import I32, DType
-from llamac.ir.graph import Attribute, Value
+from llamac.ir.graph import Value
 
+from ..captured_ops import CapturedOps
 from .symbols import dimension, is_symbolic
 from .torch_library import ir_dtype
 
@@ -28,7 +29,7 @@ class Surroundings(Protocol):
     def symbols(self) -> Mapping[str, str]: ...
 
 
-class Call:
+class Call(CapturedOps):
     """One node of the exported graph: its arguments by the schema's names, its result's type, and the ops to make."""
 
     def __init__(self, node: Any, surroundings: Surroundings) -> None:
@@ -43,6 +44,15 @@ class Call:
     @property
     def name(self) -> str:
         return str(self.node.target)
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """What the call is part of."""
+        return self._around
+
+    def found(self, raw: Any) -> Any:
+        """What has been imported for an argument; None for a plain one."""
+        return self._around.values.get(_hashable(raw))
 
     @property
     def where(self) -> str:
@@ -123,26 +133,15 @@ class Call:
 
     # Ops.
 
-    def op(self, opcode: str, *operands: Value, **attributes: Attribute) -> Value:
-        return self.b.op(opcode, *operands, **attributes)
-
-    def cast(self, x: Value, dtype: DType) -> Value:
-        return x if x.tensor.dtype is dtype else self.op("cast", x, dtype=dtype)
-
-    def reshape(self, x: Value, shape: Sequence[DimLike]) -> Value:
-        return x if x.tensor.shape == tuple(shape) else self.b.reshape(x, *shape)
-
-    def broadcast(self, x: Value, shape: Sequence[DimLike]) -> Value:
-        """x repeated to `shape`, numpy's rule."""
-        padded = (*(1,) * (len(shape) - x.tensor.rank), *x.tensor.shape)
-        x = self.reshape(x, padded)
-        return x if x.tensor.shape == tuple(shape) else self.op("broadcast", x, shape=tuple(shape))
-
     def operand(self, name: str, dtype: DType) -> Value:
         """A tensor argument, or a plain number as a constant, in `dtype`."""
         if self.is_tensor(name):
             return self.cast(self.tensor(name), dtype)
         return self.b.constant(self.number(name), dtype)
+
+    def is_one(self, value: Value) -> bool:
+        """Whether every element is the constant 1 (or true)."""
+        return _is_one(value)
 
     def positions(self, iota: Value, start: DimLike) -> Value:
         """`iota + start` where that is the position of each new token: 0..T-1 after P past ones.
@@ -163,6 +162,13 @@ Importer = Callable[[Call], Value | Sequence[Value]]
 
 def _hashable(raw: Any) -> Any:
     return raw if hasattr(raw, "meta") else None
+
+
+def _is_one(value: Value) -> bool:
+    op = value.producer
+    while op is not None and op.opcode in ("broadcast", "reshape"):
+        op = op.operands[0].producer
+    return op is not None and op.opcode == "constant" and op.attributes["value"] == 1.0
 
 
 def module_path(node: Any) -> str:

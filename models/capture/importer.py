@@ -18,6 +18,7 @@ from llamac.ir.graph import Module, Value
 from llamac.ir.types import TensorType, tensor
 
 from .aten import IMPORTERS
+from .aten_complex import COMPLEX_OPS, import_complex, is_complex
 from .call import HINT, PAST, TOKENS, Call, module_path, source_line
 from .parameters import Parameters
 from .symbols import dimension, is_symbolic
@@ -106,6 +107,8 @@ class _Import:
         if is_symbolic(found) or isinstance(found, bool | int | float):
             return None
         name = getattr(node.target, "_opname", str(getattr(node.target, "__name__", node.target)))
+        if name in COMPLEX_OPS and is_complex(call := Call(node, self)):
+            return import_complex(call)
         if name not in IMPORTERS or getattr(node.target, "namespace", "aten") != "aten":
             near = did_you_mean(name, IMPORTERS)
             reason = f"{node.target} {source_line(node)} is outside the supported set{near}"

@@ -72,6 +72,8 @@ class _PackedWeight:
         bits = self.encoding.bits
         if "quants" in self.parts:
             return self.parts["quants"]
+        if self.encoding.layout == "pairs4":
+            return self.define("unpacked", "unpack_rows", self.parts["words"], bits=bits, rows=self.rows, word=8)
         if self.encoding.layout == "awq4":
             order = {"order": AWQ_ORDER}
             return self.define("unpacked", "unpack_rows", self.parts["words"], bits=bits, rows=self.rows, **order)

@@ -60,6 +60,27 @@ def shrink_config(config: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> L
     )
 
 
+def divisible(small: LlamaConfig, ranks: int, group: int) -> LlamaConfig:
+    """The small model with sizes that `ranks` share in whole heads and groups of columns; text only."""
+    width = max(group, 32) * ranks
+    kv_heads = max(small.kv_heads, ranks)
+    heads, head_dim, moe = small.heads // small.kv_heads * kv_heads, small.head_dim, small.moe
+    while heads // ranks * head_dim % max(group, 32):
+        head_dim *= 2
+    if moe is not None:
+        moe = dataclasses.replace(moe, intermediate_size=-(-moe.intermediate_size // width) * width)
+    return dataclasses.replace(
+        small,
+        intermediate_size=-(-small.intermediate_size // width) * width,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        moe=moe,
+        vocab_size=-(-small.vocab_size // ranks) * ranks,
+        vision=None,
+    )
+
+
 def _layers_of_every_kind(config: LlamaConfig) -> int:
     """How many of the first layers show every kind twice: with and without rotation, dense and mixed.
 

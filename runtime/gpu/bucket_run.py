@@ -10,6 +10,7 @@ from llamac.artifact.launch_plan import Bucket, LaunchPlan, evaluate
 from .driver import Driver
 from .launches import LaunchList
 from .memory import PlannedMemory
+from .nccl import GpuCollectives
 from .step_inputs import StepInputs, aligned
 
 Result = Literal["logits", "greedy", "none"]
@@ -25,14 +26,24 @@ class BucketRun:
     """
 
     def __init__(
-        self, plan: LaunchPlan, bucket: Bucket, functions: Sequence[int], inputs: StepInputs, memory: PlannedMemory
+        self,
+        plan: LaunchPlan,
+        bucket: Bucket,
+        functions: Sequence[int],
+        inputs: StepInputs,
+        memory: PlannedMemory,
+        collectives: GpuCollectives | None = None,
     ) -> None:
         self.bucket = bucket
         self._plan = plan
         self._inputs = inputs
         self._memory = memory
-        self._body = LaunchList(plan, bucket.launches, functions)
-        self._tails = {result: LaunchList(plan, launches, functions) for result, launches in bucket.tails.items()}
+        met = bucket.meetings
+        self._body = LaunchList(plan, bucket.launches, functions, met.get("launches", ()), collectives)
+        self._tails = {
+            result: LaunchList(plan, launches, functions, met.get(result, ()), collectives)
+            for result, launches in bucket.tails.items()
+        }
         self._graphs: dict[Result, int] = {}
         self.input_offsets: dict[str, int] = {}
         self.output_at: dict[str, int] = {}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
-from llamac.artifact.launch_plan import Argument, Launch, LaunchPlan, Pointer, evaluate
+from llamac.artifact.launch_plan import Argument, Launch, LaunchPlan, Meeting, Pointer, evaluate
 
 from .driver import Driver, LaunchShape
+from .nccl import GpuCollectives
 
 _SCRATCH_POINTERS = 2
 """After its parameters a kernel takes the addresses of global and of profile scratch; no kernel has any: null."""
@@ -20,8 +22,18 @@ class LaunchList:
     functions: the driver's handle of each kernel of the plan.
     """
 
-    def __init__(self, plan: LaunchPlan, launches: Sequence[Launch], functions: Sequence[int]) -> None:
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        launches: Sequence[Launch],
+        functions: Sequence[int],
+        meetings: Sequence[Meeting] = (),
+        collectives: GpuCollectives | None = None,
+    ) -> None:
         self.plan = plan
+        self._meetings = meetings
+        self._collectives = collectives
+        self._met: dict[int, list[Callable[[int], None]]] = {}
         self.launches = launches
         self._functions = [functions[launch.kernel] for launch in launches]
         self._arguments: list[Argument] = [value for one in launches for value in (*one.arguments, 0, 0)]
@@ -37,6 +49,18 @@ class LaunchList:
         values = [_value(argument, base, variables) for argument in self._arguments]
         self._values[: len(values)] = np.array(values, np.uint64)
         self._shapes = [self._shape(launch, variables) for launch in self.launches]
+        self._met = {}
+        for meeting in self._meetings:
+            self._met.setdefault(meeting.at, []).append(self._meet(meeting, base, variables))
+
+    def _meet(self, meeting: Meeting, base: Mapping[str, int], variables: Mapping[str, int]) -> Callable[[int], None]:
+        """What puts a meeting of the ranks on a stream."""
+        assert self._collectives is not None
+        source, to = (base[p.buffer] + p.offset for p in (meeting.source, meeting.to))
+        rows = evaluate(meeting.rows, variables)
+        if meeting.kind == "all_reduce":
+            return partial(self._collectives.all_reduce, to, rows * meeting.columns)
+        return partial(self._collectives.all_gather, source, to, rows, meeting.columns)
 
     def _shape(self, launch: Launch, variables: Mapping[str, int]) -> LaunchShape:
         kernel = self.plan.kernels[launch.kernel]
@@ -46,9 +70,14 @@ class LaunchList:
         return LaunchShape(grid, threads, kernel.shared_bytes, kernel.dependent_launch)
 
     def run(self, driver: Driver, stream: int) -> None:
-        """Put all launches on the stream, in order; nothing is decided or awaited between them."""
-        for function, shape, parameters in zip(self._functions, self._shapes, self._parameters, strict=True):
+        """Put all launches on the stream, in order, and what ranks meet for; nothing is decided or awaited between."""
+        given = zip(self._functions, self._shapes, self._parameters, strict=True)
+        for number, (function, shape, parameters) in enumerate(given):
+            for meet in self._met.get(number, ()):
+                meet(stream)
             driver.launch(function, shape, parameters, stream)
+        for meet in self._met.get(len(self.launches), ()):
+            meet(stream)
 
 
 def _value(argument: Argument, base: Mapping[str, int], variables: Mapping[str, int]) -> int:

@@ -7,7 +7,7 @@ their own that it and later positions see (Llama 3.2 Vision).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +77,10 @@ class SequenceImages:
     def add(self, image: PromptImage, embeddings: Float32s | None) -> None:
         """Append a picture that has been encoded."""
         self.placed.append(PlacedImage(image, self.vision_tokens, embeddings))
+
+    def copy(self) -> SequenceImages:
+        """The same pictures for a sequence that goes its own way."""
+        return SequenceImages([replace(placed) for placed in self.placed])
 
     def agreeing(self, images: Sequence[PromptImage], limit: int) -> int:
         """How many of the first `limit` positions agree with a prompt that holds `images`, as far as pictures go."""

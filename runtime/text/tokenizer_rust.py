@@ -21,6 +21,11 @@ class RustTokenizer(TokenizerBase):
         # turns.
         self._lock = threading.Lock()
 
+    def library_json(self) -> str:
+        """The vocabulary and its rules as a tokenizer.json of the library."""
+        with self._lock:
+            return str(self._rust.to_str())
+
     def _encode(self, text: str, special_as_text: bool) -> list[int]:
         with self._lock:
             self._rust.encode_special_tokens = special_as_text

@@ -62,6 +62,7 @@ def make_manifest() -> dict[str, Any]:
             "passes": [],
             "memory": {"arena_bytes": 4096, "weight_bytes": 8192, "weight_bytes_per_token": 8192},
         },
+        "onnx": {"ir": "tokenizer/vocabulary.json", "passes": []},
         "image": {
             "ir": "tokenizer/vocabulary.json",
             "pixels": [1, 3, 4, 4],

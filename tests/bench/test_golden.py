@@ -61,7 +61,7 @@ def _with_mistake(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
         change(checkpoint)
         return checkpoint
 
-    monkeypatch.setattr(llamac.driver, "open_source", opened)
+    monkeypatch.setattr(llamac.driver, "open_graph", opened)
 
 
 @pytest.fixture(scope="module")

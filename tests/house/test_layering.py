@@ -25,12 +25,14 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "divergence": BASE | {"ir", "analysis", "artifact", "passes", "backends", "models", "runtime", "driver"},
     "explore": BASE | {"ir", "transform", "passes", "models", "driver"},
     "planning": BASE | {"ir", "passes", "models", "driver"},
-    "torch": BASE | {"runtime", "artifact", "driver"},
+    "export": BASE | {"ir", "transform", "analysis", "artifact", "passes", "backends", "models", "runtime", "driver"},
+    "torch": BASE | {"models", "runtime", "artifact", "driver"},
     "cli": BASE
     | {
         "front",
         "divergence",
         "explore",
+        "export",
         "planning",
         "ir",
         "transform",
@@ -58,8 +60,14 @@ DRIVER_FILES = {
     "image_side",
     "gpu_side",
     "assemble",
+    "generated_code",
+    "retarget",
+    "stored_graphs",
+    "repack",
+    "onnx_side",
+    "tvm_side",
 }
-DIVERGENCE_FILES = {"divergence", "recording", "traced_build", "weight_values"}
+DIVERGENCE_FILES = {"divergence", "recording", "traced_build", "weight_values", "second_run"}
 
 LIBRARIES: dict[str, frozenset[str]] = {
     "ir": frozenset({"numpy", "ml_dtypes"}),
@@ -73,7 +81,8 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "driver": frozenset({"numpy"}),
     "divergence": frozenset({"numpy"}),
     "planning": frozenset({"numpy"}),
-    "torch": frozenset({"numpy", "torch", "transformers"}),
+    "export": frozenset({"numpy"}),
+    "torch": frozenset({"numpy", "torch", "transformers", "tokenizers"}),
     "cli": frozenset({"click", "rich"}),
 }
 """Part -> the libraries it may import, beside the standard one."""
@@ -86,6 +95,10 @@ LIBRARIES_OF_FILES: dict[str, frozenset[str]] = {
     "llamac.runtime.gpu.cuda_driver": frozenset({"cuda"}),
     "llamac.backends.onnx": frozenset({"onnx", "onnxruntime"}),
     "llamac.backends.tvm": frozenset({"tvm"}),
+    "llamac.runtime.device_tvm": frozenset({"tvm"}),
+    "llamac.runtime.device_onnxruntime": frozenset({"onnxruntime"}),
+    "llamac.export.gguf": frozenset({"gguf", "llama_cpp"}),
+    "llamac.export.transformers_check": frozenset({"torch", "transformers"}),
 }
 """Module or package -> the libraries that it alone may import, lazily."""
 

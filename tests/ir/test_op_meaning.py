@@ -363,5 +363,6 @@ def test_every_op_has_a_meaning_tested_somewhere() -> None:
     evaluator |= {"row_quants", "dequantize", "pack", "linear_dense", "linear_grouped", "embed_rows"}
     evaluator |= {"head_dense", "head_grouped", "gated_linear_dense", "gated_linear_grouped"}
     evaluator |= {"pack_rows", *FORMS}
+    evaluator |= {"all_reduce", "all_gather", "part"}  # test_rank_meaning.py
     assert set(all_ops()) == here | routing | packed | evaluator | pictures | encoders | {"call"}
     assert I8 in DTYPES.values() and symbol("T")

@@ -54,6 +54,15 @@ def test_words_that_hold_several_rows(bits: int, rows: int) -> None:
     assert found.tolist() == [[bits_of(stored[r // each, c], r % each, bits) for c in range(5)] for r in range(rows)]
 
 
+@pytest.mark.parametrize("rows", [6, 5])
+def test_pairs_of_signed_integers(rows: int) -> None:
+    """ModelOpt's bytes: outputs 2r and 2r + 1 in the low and the high half of byte r, in two's complement."""
+    quants = RANDOM.integers(-8, 8, (6, 4))
+    stored = ((quants[0::2] & 15) | (quants[1::2] & 15) << 4).astype(np.uint8)
+    found = run("unpack_rows", [tensor(3, 4, U8)], [stored], bits=4, rows=rows, word=8)
+    assert found.tolist() == quants[:rows].tolist()
+
+
 def test_the_order_of_awq() -> None:
     """AWQ's packer puts outputs 0, 2, 4, 6, 1, 3, 5, 7 of every eight at bits 0, 4, 8 ..."""
     quants = RANDOM.integers(0, 16, (16, 3))

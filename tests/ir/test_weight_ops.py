@@ -217,13 +217,13 @@ def _every_weight_op() -> tuple[Module, dict[str, np.ndarray]]:
     files: dict[str, np.ndarray] = {}
 
     def file(name: str, rows: int, columns: int, encoding: str) -> Weight:
-        dtype = U8 if encoding in BLOCKS else {"f32": F32, "i32": I32}[encoding]
+        dtype = U8 if encoding in BLOCKS else {"f32": F32, "i32": I32, "u8": U8}[encoding]
         if encoding in BLOCKS:
             files[name] = np.minimum(random.integers(0, 256, (rows, columns), dtype=np.uint8), 0x7B)
         elif encoding == "f32":
             files[name] = random.standard_normal((rows, columns)).astype(np.float32).view(np.uint8)
         else:
-            files[name] = random.integers(0, 256, (rows, 4 * columns), dtype=np.uint8)
+            files[name] = random.integers(0, 256, (rows, columns * dtype.storage.itemsize), dtype=np.uint8)
         return b.weight(name, tensor(rows, columns, dtype), FileSource(name, encoding))
 
     a, c = file("a", 48, 70, "f32"), file("c", 35, 70, "f32")
@@ -254,6 +254,8 @@ def _every_weight_op() -> tuple[Module, dict[str, np.ndarray]]:
     b.define("k.d", "dequantize", *parts, group=32)
     b.define("k.p", "pack", *parts, format="u4g32s32m32")
     _packed_words(b, file)
+    b.define("part.rows", "part", file("whole", 70, 9, "f32"), axis=0, start=13, stop=61)
+    b.define("part.columns", "part", file("wide", 43, 9, "f32"), axis=1, start=2, stop=7)
     return module, files
 
 
@@ -268,6 +270,7 @@ def _packed_words(b: Builder, file: Callable[[str, int, int, str], Weight]) -> N
     b.define("w.all", "spread_rows", file("one", 1, 3, "f32"), rows=43)
     b.define("awq.q", "unpack_rows", file("awq", 6, 70, "i32"), bits=4, rows=45, order=(0, 4, 1, 5, 2, 6, 3, 7))
     b.define("bytes.q", "unpack_rows", file("bytes", 11, 7, "i32"), bits=8, rows=43)
+    b.define("pairs.q", "unpack_rows", file("pairs", 22, 7, "u8"), bits=4, rows=43, word=8)
 
 
 def test_a_power_of_two_scales_exactly() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from image_cases import check_image_cache, check_tiles
+from rank_cases import check_ranks
 
 from llamac.errors import LlamacError
 from llamac.ir.dims import evaluate
@@ -151,6 +152,9 @@ def check_meaning(case: Case, after: Module) -> None:
         return
     if name in ("take-one-tile", "lower-image-cache") and "encode_image" in before.graphs:
         {"take-one-tile": check_tiles, "lower-image-cache": check_image_cache}[name](before, after, rows)
+        return
+    if name == "shard-tensors" and any(op.opcode == "all_reduce" for _, op in after.ops()):
+        check_ranks(case.run, case.input, inputs_of(before, SYMBOLS), rows)
         return
     symbols = SYMBOLS | ({"P": 0} if name == "fold-rope" else {})
     inputs = inputs_of(before, symbols)

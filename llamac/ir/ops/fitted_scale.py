@@ -63,7 +63,7 @@ def _sum(rows: Array) -> Array:
         half = count // 2
         rows[:half] += rows[count - half :]
         rows = rows[: count - half]
-    return rows[0].copy()
+    return np.array(rows[0])
 
 
 def _half(x: Array) -> Array:

@@ -1,7 +1,7 @@
 """Ops that take packed weights of quantized checkpoints apart: words of several integers, zero points, wide scales.
 
 What they give are the integers, scales and minima that `dequantize` stands for; no value changes on the way. Layouts:
-the GPTQ, AWQ ("gemm") and compressed-tensors ("pack-quantized") formats, whose words are read low bits first.
+the GPTQ, AWQ ("gemm"), compressed-tensors ("pack-quantized") and ModelOpt formats, whose words are read low bits first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from .weights import fixed, same_rows
 _WEIGHTS = frozenset({CAPTURED, MODEL, KERNEL})
 _UNSIGNED: dict[int, DType] = {4: U4, 8: U8}
 _SIGNED: dict[DType, DType] = {U4: I4, U8: I8}
-WORD = 32
+WORD, PAIR = 32, 8
+"""Bits of a word, and of one that holds two signed 4-bit integers (ModelOpt's)."""
 
 
 def _bits(s: Signature) -> int:
@@ -56,8 +57,10 @@ def _taken_apart(words: Array, bits: int) -> Array:
 
 
 def _infer_unpack_rows(s: Signature) -> Sequence[Type]:
-    bits, rows = _bits(s), s.positive("rows")
     words, columns = fixed(s.tensor(0))
+    if s.attributes.get("word", WORD) == PAIR:
+        return _infer_pairs(s, words, columns)
+    bits, rows = _bits(s), s.positive("rows")
     if words != -(-rows * bits // WORD):
         raise OpError(f"{s.tensor(0)} does not hold {rows} integers of {bits} bits a column")
     order = s.attributes.get("order")
@@ -66,8 +69,21 @@ def _infer_unpack_rows(s: Signature) -> Sequence[Type]:
     return [TensorType((rows, columns), _UNSIGNED[bits])]
 
 
+def _infer_pairs(s: Signature, words: int, columns: int) -> Sequence[Type]:
+    """Words of 8 bits, which hold two signed integers."""
+    rows = s.positive("rows")
+    if s.tensor(0).dtype is not U8 or s.integer("bits") != 4 or "order" in s.attributes:
+        raise OpError(f"{s.tensor(0)} does not hold pairs of 4-bit integers")
+    if words != -(-rows // 2):
+        raise OpError(f"{s.tensor(0)} does not hold {rows} integers of 4 bits a column")
+    return [TensorType((rows, columns), I4)]
+
+
 def _evaluate_unpack_rows(e: Evaluation) -> Sequence[Any]:
     words, bits = e.inputs[0], e.integer("bits")
+    if e.attributes.get("word", WORD) == PAIR:
+        unsigned = np.stack([words & 15, words >> 4], axis=1).reshape(-1, words.shape[1])
+        return [((unsigned ^ 8).astype(np.int8) - 8)[: e.integer("rows")]]
     parts = _taken_apart(words, bits)
     if "order" in e.attributes:
         parts = parts[:, :, list(e.integers("order"))]
@@ -84,9 +100,9 @@ def _rows_in_words(
 
 
 def _rows_of_a_word(attributes: Mapping[str, Attribute]) -> int:
-    bits = attributes["bits"]
-    assert isinstance(bits, int)
-    return WORD // bits
+    bits, word = attributes["bits"], attributes.get("word", WORD)
+    assert isinstance(bits, int) and isinstance(word, int)
+    return word // bits
 
 
 def _infer_center_quants(s: Signature) -> Sequence[Type]:
@@ -151,10 +167,11 @@ OPS: tuple[OpDefinition, ...] = (
         "unpack_rows",
         _WEIGHTS,
         ("words",),
-        {"bits": "int", "rows": "int", "order": "ints?"},
+        {"bits": "int", "rows": "int", "order": "ints?", "word": "int?"},
         _infer_unpack_rows,
         _evaluate_unpack_rows,
-        "The integers in 32-bit words that hold several rows; row r of a word is its integer `order[r]`.",
+        "The integers in words that hold several rows: in 32 bits unsigned ones, row r of a word being its integer "
+        "`order[r]`; in 8 bits two signed ones.",
         rows=_rows_in_words,
         row_block=_rows_of_a_word,
     ),

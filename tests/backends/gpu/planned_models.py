@@ -28,7 +28,7 @@ from llamac.materialize import write_weights
 from llamac.models.checkpoint import Checkpoint
 from llamac.models.llama.config import AttentionPattern, LlamaConfig, MixtureOfExperts
 from llamac.models.random_weights import random_checkpoint
-from llamac.passes.pipelines import parse_quantization
+from llamac.passes.pipelines import WHOLE, Share, parse_quantization
 
 Array = np.ndarray[Any, Any]
 
@@ -104,16 +104,18 @@ def described(request: KernelRequest, target: str) -> CompiledKernel:
 
 def planned(
     model: LlamaConfig | Checkpoint, machine: str = "sm_90", quantize: str = "keep", kv: str | None = None,
-    max_tokens: int = 24, units: int = 8,
+    max_tokens: int = 24, units: int = 8, share: Share = WHOLE,
 ) -> Planned:  # fmt: skip
     """The plan of a model for one architecture, read back from its own text."""
     checkpoint = model if isinstance(model, Checkpoint) else random_checkpoint(model, 3)
     quantization = parse_quantization(quantize)
-    compiled = compile_graph(checkpoint, quantization, kv, max_tokens, None, [], kind="gpu")
+    compiled = compile_graph(checkpoint, quantization, kv, max_tokens, None, [], kind="gpu", share=share)
     row = architecture(machine)
     buckets = [bucket_calls(compiled.module, compiled.placed, row, units, s) for s in step_shapes(max_tokens)]
     memory = buffers(compiled.module, buckets, "weights/gpu-rows16.bin", compiled.limits.weight_bytes)
-    request = PlanRequest("test", row, False, buckets, memory, compiled.limits.vocab, 256)
+    request = PlanRequest(
+        "test", row, False, buckets, memory, compiled.limits.vocab, 256, share.ranks, min(share.rank, 1)
+    )
     kernels = {key: described(*item) for key, item in wanted_kernels([request]).items()}
     (plan,) = written([request], kernels).plans
     again = read_plan(write_plan(plan), "plan")

@@ -39,7 +39,7 @@ def vendor_of(architecture: str) -> Vendor:
 def build(vendor: Vendor) -> Path:
     """The stub of a vendor; its SONAME is the real one, so that whoever opens that name afterwards gets it."""
     out = Path(tempfile.mkdtemp(prefix="llamac-gpu-stub-")) / SONAMES[vendor]
-    sources = [str(FOLDER / f"{name}.c") for name in ("core", "modules", "queue", vendor)]
+    sources = [str(FOLDER / f"{name}.c") for name in ("core", "modules", "queue", "nccl", vendor)]
     flags = [
         "-O1",
         "-std=gnu11",

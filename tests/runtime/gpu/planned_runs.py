@@ -95,7 +95,12 @@ class PlannedRun:
 
 @contextmanager
 def running(
-    stub: Stub, model: Planned, monkeypatch: pytest.MonkeyPatch, context: int = 2048, sequences: int = 1
+    stub: Stub,
+    model: Planned,
+    monkeypatch: pytest.MonkeyPatch,
+    context: int = 2048,
+    sequences: int = 1,
+    collectives: Any = None,
 ) -> Iterator[PlannedRun]:
     """The runtime's device on the stub; weights are not uploaded, which for large models is all that is left out."""
     plan, code = declared(model.plan)
@@ -105,7 +110,8 @@ def running(
     driver.open(0)
     monkeypatch.setattr(device_gpu, "upload", lambda *given: None)
     weights = {b.member: _Weights(evaluate(b.bytes, {})) for b in plan.buffers if b.role == "weights"}
-    device = GpuDevice(driver, gpu, plan, code.__getitem__, memory, weights, pages, context)  # type: ignore[arg-type]
+    given = (driver, gpu, plan, code.__getitem__, memory, weights, pages, context)
+    device = GpuDevice(*given, collectives=collectives)  # type: ignore[arg-type]
     run = PlannedRun(stub, model, device, plan, Session(device, context))
     modules = [row["module"] for row in stub.log("load")]
     run.modules = dict(zip(modules, range(len(plan.kernels)), strict=True))

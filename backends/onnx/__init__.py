@@ -1,0 +1,1 @@
+"""Emits ONNX models: of the standard operators, or with ONNX Runtime's own."""

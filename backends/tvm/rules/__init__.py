@@ -1,0 +1,1 @@
+"""One rule an op: what loops compute it."""

@@ -1,0 +1,1 @@
+"""Hands a model to other systems: `llamac export`."""

@@ -1,0 +1,347 @@
+"""retarget(): code for more machines in an artifact that is there, from its own IR; or for fewer.
+
+Weights of a layout that stays are copied as they lie, with their hashes. A layout that is new is packed from the one
+that is there, where it holds the very same numbers.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llamac.analysis.weight_plan import bytes_per_token
+from llamac.artifact.launch_plan_file import read_plan
+from llamac.artifact.read import Artifact
+from llamac.artifact.write import ArtifactWriter
+from llamac.backends.cpu.toolchain import zig_command
+from llamac.backends.gpu.build import Made, made_kernels
+from llamac.backends.gpu.toolchain import require_triton
+from llamac.errors import LlamacError, did_you_mean
+from llamac.ir.printer import print_module
+from llamac.materialize import write_weights
+from llamac.target import Target
+
+from .assemble import Progress, compile_code, source_of
+from .certificate import recertify
+from .driver import CompiledGraph, CompileResult, resolve_targets
+from .gpu_side import arena_on, gpu_side, members
+from .manifest_entries import (
+    GPU_IR_MEMBER,
+    IR_MEMBER,
+    pass_entry,
+    producer,
+    target_entry,
+    weights_entry,
+)
+from .repack import COMPILE_AGAIN, StoredWeights
+from .stored_graphs import ALIGNMENTS, LAYOUTS, StoredGraphs
+
+SIDES = ("cpu", "gpu")
+
+
+def retarget(
+    artifact: str | Path,
+    targets: str | Sequence[str] = (),
+    *,
+    remove: Sequence[str] = (),
+    output: str | Path | None = None,
+    memory: int = 1 << 30,
+    progress: Progress = lambda stage, done, total: None,
+) -> CompileResult:
+    """Add or replace the code of `targets` in `artifact`, take that of `remove` out, and write `output`.
+
+    output: the artifact itself unless given. memory: bound on temporary arrays while weights are packed anew, in bytes.
+    The file appears complete or not at all, and is what `compile` makes for these targets, as far as no weight was
+    packed anew: that is in the ledger. Every failure is a `LlamacError`: LLC0613 for targets that cannot be removed,
+    LLC0614 for a file whose IR is not there or is not this llamac's, LLC0615 for weights that cannot be had exactly.
+    """
+    with Artifact.open(artifact) as source:
+        stored = StoredGraphs(source)
+        change = changes(source, targets, remove)
+        work = _prepared(stored, change, progress)
+        path = Path(output if output is not None else artifact)
+        return _write(work, path, memory, progress)
+
+
+@dataclass(frozen=True)
+class Change:
+    """made: targets that get new code. rows: what the manifest lists in the end, None for those that are `made`."""
+
+    made: tuple[Target, ...]
+    rows: Mapping[str, dict[str, Any] | None]
+
+    def made_on(self, side: str) -> list[Target]:
+        """The targets of a side that get new code."""
+        return [t for t in self.made if side_of(t.kind) == side]
+
+    def kept_on(self, side: str) -> list[dict[str, Any]]:
+        """The rows of a side whose code stays."""
+        return [row for row in self.rows.values() if row is not None and side_of(row["kind"]) == side]
+
+
+def side_of(kind: str) -> str:
+    """The side of an artifact that a kind of target is on; the kind itself for code that is neither's."""
+    return {"cpu": "cpu", "cuda": "gpu", "hip": "gpu"}.get(kind, kind)
+
+
+def changes(source: Artifact, targets: str | Sequence[str], remove: Sequence[str]) -> Change:
+    """What to do, in the order of `compile`: CPUs, then GPUs, each kind in the order of the file (LLC0603, LLC0613)."""
+    names = [targets] if isinstance(targets, str) else list(targets)
+    made = resolve_targets(names) if names else []
+    if any(row.get("ranks") for row in source.manifest["targets"]) or any(t.ranks > 1 for t in made):
+        reason = "the model is divided among ranks, or would be; the file holds the IR of one of them alone"
+        raise LlamacError("LLC0614", str(source.path), reason, COMPILE_AGAIN)
+    there = {row["name"]: row for row in source.manifest["targets"]}
+    for name, kind in [*((t.name, t.kind) for t in made), *((name, row["kind"]) for name, row in there.items())]:
+        if side_of(kind) not in SIDES:
+            reason = f"code of the kind {kind} is made from a checkpoint only"
+            raise LlamacError("LLC0614", name, reason, "compile the checkpoint with all targets")
+    for name in remove:
+        if name not in there:
+            reason = f"the file has no code for it{did_you_mean(name, there)}"
+            raise LlamacError("LLC0613", name, reason, f"it has {', '.join(there)}")
+    rows: dict[str, dict[str, Any] | None] = {n: row for n, row in there.items() if n not in remove}
+    rows |= {t.name: None for t in made}
+    if not rows:
+        raise LlamacError("LLC0613", str(source.path), "no code would be left", "name a target to keep, or to add")
+    if not made and not remove:
+        raise LlamacError(
+            "LLC0603", "--target", "no target is named", "--target sm_86 adds code, --remove takes it out"
+        )
+    kinds = {t.name: t.kind for t in made}
+    order = {side: number for number, side in enumerate(SIDES)}
+    ranked = sorted(rows, key=lambda n: order.get(side_of(kinds[n] if n in kinds else there[n]["kind"]), len(order)))
+    return Change(tuple(made), {name: rows[name] for name in ranked})
+
+
+@dataclass
+class Side:
+    """One side as it will be: its graph where code is made from it, and its weights where they are packed anew."""
+
+    name: str
+    compiled: CompiledGraph | None = None
+    held: StoredWeights | None = None
+    code: dict[str, bytes] = field(default_factory=dict)
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass
+class Work:
+    """Everything that the new file is made of."""
+
+    stored: StoredGraphs
+    change: Change
+    sides: dict[str, Side]
+    certificate: dict[str, Any] | None = None
+
+
+def _prepared(stored: StoredGraphs, change: Change, progress: Progress) -> Work:
+    """Graphs, code and certificate, before a byte is written; packing weights comes with the writing."""
+    work = Work(stored, change, {})
+    for name in SIDES:
+        made = change.made_on(name)
+        if made or change.kept_on(name):
+            side = work.sides[name] = Side(name)
+            if stored.has(name):
+                side.compiled = stored.graph(name) if made else None
+            else:
+                side.compiled, side.held = stored.other_graph(name)
+    _compile_cpu(work, progress)
+    _compile_gpu(work, progress)
+    certificate = stored.manifest.get("certificate")
+    kinds = list(work.sides)
+    if certificate is not None and certificate.get("kinds", ["cpu"]) != kinds:
+        certificate = recertify(certificate, kinds)
+    work.certificate = certificate
+    return work
+
+
+def _compile_cpu(work: Work, progress: Progress) -> None:
+    side, made = work.sides.get("cpu"), work.change.made_on("cpu")
+    if side is None or side.compiled is None:
+        return
+    zig_command()
+    source = source_of(side.compiled, work.stored.manifest["model"]["name"])
+    for row in work.change.kept_on("cpu"):
+        if row["source"] is None or work.stored.artifact.member_bytes(row["source"]) != source.encode():
+            named = ",".join([row["name"], *(t.name for t in made)])
+            reason = f"the code of {row['name']} was generated by another llamac, and would lie beside code of this one"
+            raise LlamacError("LLC0614", row["name"], reason, f"make both anew: --target {named}")
+    with tempfile.TemporaryDirectory(prefix="llamac-") as folder:
+        for number, target in enumerate(made):
+            progress("compiling code", number, len(made))
+            side.code[f"code/{target.name}.so"] = compile_code(source, target, Path(folder))
+    side.code["code/model.c"] = source.encode()
+    side.rows = {t.name: target_entry(t) for t in made}
+
+
+def _compile_gpu(work: Work, progress: Progress) -> None:
+    side, made = work.sides.get("gpu"), work.change.made_on("gpu")
+    if side is None or side.compiled is None:
+        return
+    require_triton()
+    found = gpu_side(side.compiled, made)
+    built = found.build(lambda done, total: progress("compiling code", done, total), _made(work))
+    side.code = members(built)
+    side.rows = {row["name"]: row for row in found.entries()}
+
+
+def _plans(row: Mapping[str, Any]) -> list[str]:
+    """The members with the launch plans of a GPU target."""
+    return [name for name in (row["code"], row.get("fallback")) if name]
+
+
+def _made(work: Work) -> Made:
+    """The kernels of targets that stay, where this llamac would compile the same ones."""
+    stored = work.stored
+    compilers = producer(cpu=False, gpu=True).partition("(")
+    there = stored.manifest["producer"]
+    if not (there.startswith(compilers[0]) and compilers[2].rstrip(")") in there):
+        return {}
+    read, found = stored.artifact.member_bytes, {}
+    for row in work.change.kept_on("gpu"):
+        for member in _plans(row):
+            found.update(made_kernels(read_plan(read(member), member), read))
+    return found
+
+
+def _write(work: Work, path: Path, memory: int, progress: Progress) -> CompileResult:
+    source, manifest = work.stored.artifact, _manifest(work)
+    sizes = {row["layout"]: row["bytes"] for row in manifest["weights"]}
+    with ArtifactWriter(path, expected_bytes=sum(sizes.values())) as writer:
+        _write_weights(work, writer, memory, sum(sizes.values()), progress)
+        for name, data in _code(work).items():
+            if data is None:
+                writer.copy_member(source, name)
+            else:
+                writer.add_bytes(name, data)
+        _write_ir(work, writer)
+        for name in [*_files(manifest), *([manifest["chat_template"]] if manifest["chat_template"] else [])]:
+            writer.copy_member(source, name)
+        return CompileResult(path, writer.finish(manifest), manifest)
+
+
+def _files(manifest: Mapping[str, Any]) -> list[str]:
+    tokenizer = manifest["tokenizer"]
+    return [] if tokenizer is None else [tokenizer["files"][name] for name in sorted(tokenizer["files"])]
+
+
+def _write_weights(work: Work, writer: ArtifactWriter, memory: int, total: int, progress: Progress) -> None:
+    done = 0
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress("weights", min(done, total), total)
+
+    for name, side in work.sides.items():
+        if side.held is None:
+            writer.copy_member(work.stored.artifact, work.stored.weights(name)["member"], progress=advance)
+            continue
+        assert side.compiled is not None
+        with writer.open_stream(f"weights/{LAYOUTS[name]}.bin", side.compiled.limits.weight_bytes) as stream:
+            write_weights(side.compiled.placed, side.held, stream, memory // 4, advance)
+            stream.pad_to(ALIGNMENTS[name])
+
+
+def _code(work: Work) -> dict[str, bytes | None]:
+    """The members of code in the order that `compile` gives them; None for what is copied."""
+    rows, artifact = _rows(work), work.stored.artifact
+    cpu, gpu = ([row for row in rows if side_of(row["kind"]) == side] for side in SIDES)
+    order = [*(r["code"] for r in cpu), *(r["source"] for r in cpu if r["source"])]
+    order += [name for row in gpu for name in _plans(row)]
+    made = {name: data for side in work.sides.values() for name, data in side.code.items()}
+    kernels = {name for name in made if name not in order}
+    for row in work.change.kept_on("gpu"):
+        for member in _plans(row):
+            kernels |= {kernel.member for kernel in read_plan(artifact.member_bytes(member), member).kernels}
+    for name in kernels & made.keys() & set(artifact.members):
+        if artifact.member_bytes(name) != made[name]:
+            reason = "another llamac or Triton compiled this kernel for a target that stays"
+            names = ",".join(r["name"] for r in gpu)
+            raise LlamacError("LLC0614", name, reason, f"make all of them anew: --target {names}")
+    return {name: made.get(name) for name in [*order, *sorted(kernels)]}
+
+
+def _rows(work: Work) -> list[dict[str, Any]]:
+    """The targets as the manifest will list them."""
+    made = {name: row for side in work.sides.values() for name, row in side.rows.items()}
+    return [made[name] if row is None else row for name, row in work.change.rows.items()]
+
+
+def _write_ir(work: Work, writer: ArtifactWriter) -> None:
+    for number, (name, side) in enumerate(work.sides.items()):
+        member = (IR_MEMBER, GPU_IR_MEMBER)[number]
+        if side.held is None:
+            writer.copy_member(work.stored.artifact, work.stored.ir_member(name), member)
+        else:
+            assert side.compiled is not None
+            writer.add_bytes(member, print_module(side.compiled.module).encode())
+    image = work.stored.manifest.get("image")
+    if image is not None and "cpu" in work.sides:
+        writer.copy_member(work.stored.artifact, image["ir"])
+
+
+def _manifest(work: Work) -> dict[str, Any]:
+    """The manifest of the old file with what differs in the new one."""
+    stored, sides = work.stored, work.sides
+    passes = {name: _passes(stored, side) for name, side in sides.items()}
+    memory = {name: _memory(work, side) for name, side in sides.items()}
+    main, *second = sides
+    manifest = {key: value for key, value in stored.manifest.items() if key not in ("members", "gpu", "image")}
+    manifest["producer"] = producer("cpu" in sides, "gpu" in sides)
+    manifest["targets"] = _rows(work)
+    manifest["weights"] = [_weights_row(stored, side) for side in sides.values()]
+    manifest["ir"], manifest["passes"] = IR_MEMBER, passes[main]
+    manifest["memory"] = {**stored.manifest["memory"], **memory[main]}
+    for name in second:
+        manifest["gpu"] = {"ir": GPU_IR_MEMBER, "passes": passes[name], "memory": memory[name]}
+    if "image" in stored.manifest and main == "cpu":
+        manifest["image"] = stored.manifest["image"]
+    if "certificate" in stored.manifest:
+        manifest["certificate"] = work.certificate
+    ledgers = [side.compiled.context.ledger for side in sides.values() if side.held is not None and side.compiled]
+    for ledger in ledgers:
+        manifest["ledger"] = [entry.to_json() for entry in ledger]
+    return manifest
+
+
+def _passes(stored: StoredGraphs, side: Side) -> list[dict[str, Any]]:
+    if side.held is None:
+        return stored.passes(side.name)
+    assert side.compiled is not None
+    return [pass_entry(record) for record in side.compiled.records]
+
+
+def _weights_row(stored: StoredGraphs, side: Side) -> dict[str, Any]:
+    if side.held is None:
+        return stored.weights(side.name)
+    assert side.compiled is not None
+    return weights_entry(f"weights/{LAYOUTS[side.name]}.bin", side.compiled)
+
+
+def _memory(work: Work, side: Side) -> dict[str, int]:
+    """As `compile` counts it: the arena of GPUs is that of the first target."""
+    stored = work.stored
+    found = stored.memory(side.name) if side.held is None else _counted(side)
+    if side.name == "gpu":
+        first = next(row["name"] for row in _rows(work) if side_of(row["kind"]) == "gpu")
+        before = [row["name"] for row in stored.manifest["targets"] if side_of(row["kind"]) == "gpu"]
+        if side.held is not None or before[0] != first:
+            found["arena_bytes"] = arena_on(side.compiled or stored.graph("gpu"), first)
+    return found
+
+
+def _counted(side: Side) -> dict[str, int]:
+    compiled = side.compiled
+    assert compiled is not None
+    limits = compiled.limits
+    token = bytes_per_token(compiled.module, compiled.placed)
+    return {
+        "arena_bytes": limits.arena_bytes,
+        "weight_bytes": limits.weight_bytes,
+        "weight_bytes_per_token": token,
+    }

@@ -1,0 +1,174 @@
+"""The kernel-level graphs of an artifact, read back from it: what more code is generated from without a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llamac.analysis.weight_plan import ALIGNMENT, member_bytes, plan_weights
+from llamac.artifact.read import Artifact
+from llamac.backends.cpu.codegen import Limits
+from llamac.errors import LlamacError
+from llamac.ir.graph import FileSource, Module
+from llamac.ir.layouts import LAYOUT
+from llamac.ir.parser import parse_module
+from llamac.models.checkpoint import Checkpoint, GenerationDefaults, StoredTensor
+from llamac.models.llama.config_json import config_from_json
+from llamac.models.llama.weights import expected_shapes
+from llamac.passes.pipelines import parse_quantization, target_pipeline
+from llamac.target import GPU_LAYOUT
+from llamac.transform.base import LedgerEntry, PassContext
+from llamac.transform.pipeline import PassRecord
+
+from .driver import CompiledGraph, compile_graph
+from .gpu_side import ALIGNMENT as GPU_ALIGNMENT
+from .layer_kinds import is_uniform, layer_counts
+from .manifest_entries import weights_entry
+from .repack import COMPILE_AGAIN, StoredWeights
+
+LAYOUTS = {"cpu": LAYOUT, "gpu": GPU_LAYOUT}
+"""Side of an artifact -> the layout of its weights."""
+
+ALIGNMENTS = {"cpu": ALIGNMENT, "gpu": GPU_ALIGNMENT}
+
+
+@dataclass(frozen=True)
+class StoredGraphs:
+    """The sides of an open artifact, "cpu" and "gpu", each with weights, IR and passes of its own."""
+
+    artifact: Artifact
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the artifact says of itself."""
+        return self.artifact.manifest
+
+    def has(self, side: str) -> bool:
+        """Whether there are weights in the layout of a side."""
+        return any(row["layout"] == LAYOUTS[side] for row in self.manifest["weights"])
+
+    @property
+    def main(self) -> str:
+        """The side that the manifest speaks of first."""
+        return "cpu" if self.has("cpu") else "gpu"
+
+    def weights(self, side: str) -> dict[str, Any]:
+        """The manifest's row about the weights of a side."""
+        return next(row for row in self.manifest["weights"] if row["layout"] == LAYOUTS[side])
+
+    def ir_member(self, side: str) -> str:
+        """The member with the IR of a side (LLC0614 where it is not kept)."""
+        found = self.manifest.get("ir") if side == self.main else self.manifest.get("gpu", {}).get("ir")
+        if found is None:
+            reason = "it keeps no IR, from which more code could be generated"
+            raise LlamacError("LLC0614", str(self.artifact.path), reason, COMPILE_AGAIN)
+        return str(found)
+
+    def passes(self, side: str) -> list[dict[str, Any]]:
+        """The passes of a side, as the manifest has them."""
+        return list(self.manifest["passes"] if side == self.main else self.manifest["gpu"]["passes"])
+
+    def memory(self, side: str) -> dict[str, int]:
+        """What differs between the sides in the memory plan."""
+        memory = self.manifest["memory"] if side == self.main else self.manifest["gpu"]["memory"]
+        return {name: memory[name] for name in ("arena_bytes", "weight_bytes", "weight_bytes_per_token")}
+
+    def graph(self, side: str) -> CompiledGraph:
+        """The graph of a side that is there (LLC0614 where its weights would now lie elsewhere than they do)."""
+        module = self._module(self.ir_member(side))
+        image = self._image(side)
+        placed = plan_weights(*filter(None, (module, image)), alignment=ALIGNMENTS[side])
+        model, memory, arena = self.manifest["model"], self.manifest["memory"], self.memory(side)["arena_bytes"]
+        weight_bytes = member_bytes(placed, ALIGNMENTS[side])
+        limits = Limits(model["vocab_size"], model["context_length"], memory["max_step_tokens"], arena, weight_bytes)
+        quantization = parse_quantization(self.manifest["quantization"])
+        context = PassContext(_no_checkpoint, self.ledger())
+        encoder: tuple[Module, list[PassRecord]] | None = (image, []) if image is not None else None
+        found = CompiledGraph(module, [], context, placed, limits, quantization, memory["kv_dtype"], encoder)
+        self._check_places(side, found)
+        return found
+
+    def ledger(self) -> list[LedgerEntry]:
+        """The entries of the ledger, a new list."""
+        return [LedgerEntry(**entry) for entry in self.manifest["ledger"]]
+
+    def other_graph(self, side: str) -> tuple[CompiledGraph, StoredWeights]:
+        """The graph of a side that is not there yet, and what evaluates its weights from those of the other side.
+
+        The passes run again over the captured graph of the stored configuration. LLC0615 where a weight cannot be had
+        exactly, or where the passes were not these.
+        """
+        there = self.graph(self.main)
+        checkpoint = self._checkpoint(there.module)
+        self._check_passes(checkpoint, there)
+        if side == "cpu" and checkpoint.config.vision is not None:
+            raise LlamacError("LLC0615", "vision", "the stored layout holds no weights of it", COMPILE_AGAIN)
+        memory, context = self.manifest["memory"]["max_step_tokens"], self.manifest["model"]["context_length"]
+        made = compile_graph(
+            checkpoint, there.quantization, there.kv_dtype, memory, context, there.context.ledger, kind=side
+        )
+        held = StoredWeights(there.placed, self.artifact.map(self.weights(self.main)["member"]))
+        for item in made.placed:
+            held.check(item.weight)
+        there.context.ledger.append(_repacked(LAYOUTS[side], LAYOUTS[self.main]))
+        return made, held
+
+    def _module(self, member: str) -> Module:
+        text = self.artifact.member_bytes(member).decode("utf-8", errors="replace")
+        return parse_module(text, f"{self.artifact.path}:{member}")
+
+    def _image(self, side: str) -> Module | None:
+        entry = self.manifest.get("image")
+        return self._module(entry["ir"]) if entry is not None and side == "cpu" else None
+
+    def _check_places(self, side: str, found: CompiledGraph) -> None:
+        row = self.weights(side)
+        entry = weights_entry(row["member"], found)
+        if entry != row:
+            pairs = zip(entry["tensors"], row["tensors"], strict=False)
+            differs = next((now["name"] for now, then in pairs if now != then), "the size of the member")
+            reason = f"this llamac would place the weights of {LAYOUTS[side]} differently ({differs})"
+            raise LlamacError("LLC0614", str(self.artifact.path), reason, COMPILE_AGAIN)
+
+    def _checkpoint(self, module: Module) -> Checkpoint:
+        """The configuration, and how each weight was stored; no weight can be read from it."""
+        config = config_from_json(self.manifest["model"]["config"])
+        sources = {
+            w.source.tensor: w.source.encoding for w in module.weights.values() if isinstance(w.source, FileSource)
+        }
+        tensors = {}
+        for name, shape in expected_shapes(config).items():
+            if name not in sources:
+                reason = "the stored IR does not say how the checkpoint held it"
+                raise LlamacError("LLC0615", name, reason, COMPILE_AGAIN)
+            tensors[name] = StoredTensor(name, name, shape, sources[name], Path(), 0, 0)
+        name, source = self.manifest["model"]["name"], self.manifest["model"]["source_format"]
+        return Checkpoint(config, tensors, source, None, None, GenerationDefaults(), name, None, [], _NoRows())
+
+    def _check_passes(self, checkpoint: Checkpoint, there: CompiledGraph) -> None:
+        config, steps = checkpoint.config, self.manifest["memory"]["max_step_tokens"]
+        uniform = is_uniform(config, checkpoint.tensors)
+        pipeline = target_pipeline(self.main, layer_counts(config), there.quantization, there.kv_dtype, steps, uniform)
+        if [step.run.name for step in pipeline] != [row["name"] for row in self.passes(self.main)]:
+            reason = "other passes made it than this llamac has, so its weights may mean something else"
+            raise LlamacError("LLC0615", str(self.artifact.path), reason, COMPILE_AGAIN)
+
+
+def _repacked(layout: str, source: str) -> LedgerEntry:
+    what = f"packed from the weights of {source}, not from the checkpoint"
+    return LedgerEntry(
+        "repacked", f"weights/{layout}.bin", what, "llamac retarget; quants, scales and values are equal"
+    )
+
+
+def _no_checkpoint(name: str, lo: int, hi: int) -> Any:
+    raise LlamacError("LLC0615", name, "a pass wants its values, and there is no checkpoint", COMPILE_AGAIN)
+
+
+class _NoRows:
+    """The row source of a checkpoint that is not there."""
+
+    def read(self, tensor: StoredTensor, lo: int, hi: int) -> Any:
+        """LLC0615."""
+        return _no_checkpoint(tensor.name, lo, hi)
