@@ -65,7 +65,7 @@ def _roles(graph: Graph, config: LlamaConfig) -> dict[Weight, str]:
             give(_weight_of(op), "head" if kind == "head" else f"{layer}.{role}")
         norm = {"qkv": f"{layer}.attn_norm", "mlp": f"{layer}.mlp_norm", "head": "norm"}.get(kind)
         if norm is not None:
-            give(_scale_of(source, norm), norm)
+            give(_scale_of(_all_tokens(source) if kind == "head" else source, norm), norm)
     return roles
 
 
@@ -129,6 +129,13 @@ def _weight_of(op: Op) -> Weight:
     found = _behind(op.operands[1])
     assert isinstance(found, Weight)
     return found
+
+
+def _all_tokens(value: Value) -> Value:
+    """What the head reads, before all but the last token were left out."""
+    while value.producer is not None and value.producer.opcode in ("slice", *_MOVES):
+        value = value.producer.operands[0]
+    return value
 
 
 def _scale_of(source: Value, name: str) -> Weight:

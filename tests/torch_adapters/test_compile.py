@@ -181,13 +181,13 @@ def test_a_cache_outside(reference: Any) -> None:
         compiled(reference)(input_ids=ids[:, :2], past_key_values=past)
 
 
-def test_generate_without_a_cache(reference: Any) -> None:
-    """generate() recomputes in torch; here a longer text goes on from the one before."""
+def test_generate_without_a_cache(reference: Any, tmp_path: Path) -> None:
+    """generate() recomputes in torch; here a longer text goes on from the one before. No code is in the cache yet."""
     ids = rows(2, 9, 260)
     options = {"max_new_tokens": 8, "do_sample": False, "use_cache": False, "eos_token_id": None}
     expected = reference.generate(ids, attention_mask=torch.ones_like(ids), **options)
     plain_forward = reference.forward
-    reference.forward = torch.compile(plain_forward, backend=llamac_backend, options={"threads": 1})
+    reference.forward = torch.compile(plain_forward, backend=llamac_backend, options={"threads": 1, "cache": tmp_path})
     try:
         found = reference.generate(ids, attention_mask=torch.ones_like(ids), **options)
     finally:
