@@ -1,6 +1,7 @@
 """How long the compiler's own stages take on large graphs: build, verify, every pass, print, parse.
 
-    python bench/pipeline_scaling.py    # Llama 3.1 405B, Scout and Maverick, then 5k and 20k captured ops of the first
+    python bench/pipeline_scaling.py                            # Llama 3.1 405B, Scout, Maverick, then 5k and 20k ops
+    python bench/pipeline_scaling.py --kind gpu --quantize fp8  # the same through the pipeline of h100
 
 No weights are read. Prints seconds a stage, peak memory of the process, and whether time grows with the number of ops.
 """
@@ -27,7 +28,7 @@ from llamac.models.llama.config import LlamaConfig
 from llamac.models.llama.shrink import small_tensors
 from llamac.models.llama.weights import expected_shapes
 from llamac.models.presets import preset
-from llamac.passes.pipelines import cpu_pipeline, parse_quantization
+from llamac.passes.pipelines import parse_quantization, target_pipeline
 from llamac.transform.base import PassContext
 from llamac.transform.pipeline import run_pipeline
 
@@ -39,12 +40,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", action="append", help=f"[{', '.join(PRESETS)}]")
     parser.add_argument("--quantize", default="int4", help="scheme of the pipeline")
+    parser.add_argument("--kind", choices=["cpu", "gpu"], default="cpu", help="whose pipeline")
     parser.add_argument("--json", action="store_true")
     words = parser.parse_args()
-    rows = [measure(preset(name), words.quantize) for name in words.preset or PRESETS]
+    how = (words.quantize, words.kind)
+    rows = [measure(preset(name), *how) for name in words.preset or PRESETS]
     config = preset("llama-3.1-405b")
     for layers in (62, 248):
-        rows.append(measure(dataclasses.replace(config, layers=layers, name=f"{layers} layers"), words.quantize))
+        rows.append(measure(dataclasses.replace(config, layers=layers, name=f"{layers} layers"), *how))
     small, large = rows[-2:]
     growth = (large["total"] / small["total"]) / (large["captured_ops"] / small["captured_ops"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -63,8 +66,8 @@ PRESETS = ("llama-3.1-405b", "llama-4-scout", "llama-4-maverick")
 STAGES = ("build", "verify", "passes", "print", "parse")
 
 
-def measure(config: LlamaConfig, scheme: str) -> dict[str, float | int | str]:
-    """Seconds of every stage for one config, the passes with verification after each."""
+def measure(config: LlamaConfig, scheme: str, kind: str) -> dict[str, float | int | str]:
+    """Seconds of every stage for one config, the passes of a kind of target with verification after each."""
     encodings = dict.fromkeys(expected_shapes(config), config.dtype)
     tensors = small_tensors(config, encodings)
     row: dict[str, float | int | str] = {"name": config.name}
@@ -78,7 +81,7 @@ def measure(config: LlamaConfig, scheme: str) -> dict[str, float | int | str]:
     module: Module = timed("build", lambda: build_graph(config, tensors))
     row["captured_ops"] = len(module.step.ops)
     timed("verify", lambda: verify(module))
-    steps = cpu_pipeline(layer_counts(config), parse_quantization(scheme), "f16", 512)
+    steps = target_pipeline(kind, layer_counts(config), parse_quantization(scheme), "f16", 512)
     timed("passes", lambda: run_pipeline(module, steps, PassContext()))
     text = timed("print", lambda: print_module(module))
     again = timed("parse", lambda: parse_module(text))
