@@ -22,7 +22,7 @@ from llamac.backends.gpu.toolchain import require_triton
 from llamac.errors import LlamacError, did_you_mean
 from llamac.ir.printer import print_module
 from llamac.materialize import write_weights
-from llamac.target import Target
+from llamac.target import SIDE_OF_KIND, Target
 
 from .assemble import Progress, compile_code, source_of
 from .certificate import recertify
@@ -83,8 +83,8 @@ class Change:
 
 
 def side_of(kind: str) -> str:
-    """The side of an artifact that a kind of target is on; the kind itself for code that is neither's."""
-    return {"cpu": "cpu", "cuda": "gpu", "hip": "gpu"}.get(kind, kind)
+    """The side of an artifact that a kind of target is on; the kind itself where this llamac does not know it."""
+    return SIDE_OF_KIND.get(kind, kind)
 
 
 def changes(source: Artifact, targets: str | Sequence[str], remove: Sequence[str]) -> Change:

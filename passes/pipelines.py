@@ -204,6 +204,19 @@ def join_projections(model: LayerCounts, uniform: bool) -> list[Step]:
     ]
 
 
+def to_kernels(model: LayerCounts, q: Quantization, uniform: bool, share: Share = WHOLE) -> list[Step]:
+    """Captured -> model level, as every backend with kernels of its own takes it: weights in their scheme, what a rank
+    has of them, projections joined. `uniform` says that no layer of the source mixes schemes.
+    """
+    return [
+        *raise_and_fuse(model),
+        *optimize_model(model),
+        *quantize(q),
+        *shard(model, share),
+        *join_projections(model, uniform or q.scheme not in ("keep", "fp8")),
+    ]
+
+
 def lower_cache(model: LayerCounts, kv_dtype: str, page: int) -> list[Step]:
     """One sequence with past -> the ragged step over a cache of `kv_dtype`, int8 being the quantized one."""
     counts = {"attention": model.own, "cross_attention": model.cross}
@@ -243,11 +256,7 @@ def cpu_pipeline(
 ) -> list[Step]:
     """Everything between capture and C. `uniform` says that no layer mixes schemes; `page` is the cache's page size."""
     return [
-        *raise_and_fuse(model),
-        *optimize_model(model),
-        *quantize(q),
-        *shard(model, share),
-        *join_projections(model, uniform or q.scheme not in ("keep", "fp8")),
+        *to_kernels(model, q, uniform, share),
         *lower_to_cpu(model, kv_dtype, max_tokens, page, q.wide, share),
     ]
 
@@ -279,21 +288,16 @@ def gpu_pipeline(
 ) -> list[Step]:
     """Everything between capture and the launch plan of a GPU; arguments as in `cpu_pipeline`."""
     return [
-        *raise_and_fuse(model),
-        *optimize_model(model),
-        *quantize(q),
-        *shard(model, share),
-        *join_projections(model, uniform or q.scheme not in ("keep", "fp8")),
+        *to_kernels(model, q, uniform, share),
         *lower_to_gpu(model, kv_dtype, page, share),
     ]
 
 
 def onnx_pipeline(model: LayerCounts, q: Quantization, uniform: bool = True, joined: bool = False) -> list[Step]:
     """Everything between capture and ONNX. `joined`: for kernels that take q, k and v at once, sums with norms."""
-    steps = [*raise_and_fuse(model), *optimize_model(model), *quantize(q)]
     if joined:
-        steps += [*join_projections(model, uniform or q.scheme not in ("keep", "fp8")), Step(FuseAddRmsNorm())]
-    return [*steps, Step(EliminateDead())]
+        return [*to_kernels(model, q, uniform), Step(FuseAddRmsNorm()), Step(EliminateDead())]
+    return [*raise_and_fuse(model), *optimize_model(model), *quantize(q), Step(EliminateDead())]
 
 
 def target_pipeline(
