@@ -8,7 +8,8 @@ exported with --check, then run by llama.cpp and by llamac, compiled from the sa
 the logits after every id of the prompts with the greedy text of the source behind them, and the greedy ids themselves.
 Where the two choose differently, `gap` says how near the choice was: how far llama.cpp's id lies below llamac's, of the
 spread of the logits there. Both round activations to 8 bits for weights in blocks, each in its own way, so near choices
-fall either way; `--gap` is the largest that passes.
+fall either way; `--gap` is the largest that passes. With `--llama-cpp-avx2`, a build of the same llama.cpp for other
+instructions, the same is counted between the two builds: what llama.cpp itself holds to.
 
 The types in blocks are also made by llama.cpp's own quantizer, from the same values: `as llama.cpp's` counts tensors
 that are equal byte for byte, and `error` is the squared error of the others, root mean, over that of llama.cpp's.
@@ -113,7 +114,13 @@ def measure(subject: Subject, kind: str, options: argparse.Namespace, folder: Pa
         LlamaCpp(options.llama_cpp, path, options.threads, longest) as peer,
         llamac.load(artifact, threads=options.threads, context=longest) as model,
     ):
-        found |= _compare(model, peer, subject.prompts)
+        runs = [_Run(prompt, _greedy(model, prompt)) for prompt in subject.prompts]
+        mine = [np.asarray(model.logits(run.text), np.float32) for run in runs]
+        others = [peer.logits(run.text) for run in runs]
+        texts = [peer.greedy(run.prompt, NEW) for run in runs]
+        found |= _compared(mine, others) | {"greedy_in_common": _common([run.new for run in runs], texts)}
+        if options.llama_cpp_avx2:
+            found["builds"] = _builds(options, path, longest, runs, others, texts)
         if kind not in ("keep", *FLOATS):
             peer.quantize(floats, folder / "theirs.gguf", FILE_TYPES[kind])
             found |= _beside_its_quantizer(path, folder / "theirs.gguf", floats)
@@ -123,24 +130,50 @@ def measure(subject: Subject, kind: str, options: argparse.Namespace, folder: Pa
     return found
 
 
-def _compare(model: Any, peer: LlamaCpp, prompts: list[list[int]]) -> dict[str, Any]:
-    distances, equal, ids, common, gaps = [], 0, 0, [], [0.0]
-    for prompt in prompts:
-        ours = _greedy(model, prompt)
-        theirs = peer.greedy(prompt, NEW)
-        common.append(next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), NEW))
-        text = [*prompt, *ours][:-1]
-        mine, others = np.asarray(model.logits(text), np.float32), peer.logits(text)
-        distances.append(_distance(others, mine))
-        equal += int((mine.argmax(axis=1) == others.argmax(axis=1)).sum())
-        ids += len(text)
-        gaps += _gaps(mine, others)
+@dataclass(frozen=True)
+class _Run:
+    """A prompt and llamac's greedy ids behind it."""
+
+    prompt: list[int]
+    new: list[int]
+
+    @property
+    def text(self) -> list[int]:
+        """Every id that a next one is chosen after."""
+        return [*self.prompt, *self.new][:-1]
+
+
+def _compared(mine: list[Floats], others: list[Floats]) -> dict[str, Any]:
+    """How far the logits of the same texts lie apart, and what is chosen by them."""
+    pairs = list(zip(mine, others, strict=True))
+    equal = sum(int((a.argmax(axis=1) == b.argmax(axis=1)).sum()) for a, b in pairs)
     return {
-        "logits_apart": float(f"{np.mean(distances):.2g}"),
-        "same_choices": f"{equal} of {ids}",
-        "greedy_in_common": common,
-        "largest_gap": round(max(gaps), 3),
+        "logits_apart": float(f"{np.mean([_distance(b, a) for a, b in pairs]):.2g}"),
+        "same_choices": f"{equal} of {sum(map(len, mine))}",
+        "largest_gap": round(max([0.0, *(gap for a, b in pairs for gap in _gaps(a, b))]), 3),
     }
+
+
+def _common(ours: list[list[int]], theirs: list[list[int]]) -> list[int]:
+    """Ids of each text before the first that differs."""
+    found = []
+    for left, right in zip(ours, theirs, strict=True):
+        found.append(next((i for i, (a, b) in enumerate(zip(left, right, strict=True)) if a != b), NEW))
+    return found
+
+
+def _builds(
+    options: argparse.Namespace,
+    path: Path,
+    longest: int,
+    runs: list[_Run],
+    logits: list[Floats],
+    texts: list[list[int]],
+) -> dict[str, Any]:
+    """llama.cpp beside llama.cpp built for AVX2: the same file, the same texts."""
+    with LlamaCpp(options.llama_cpp_avx2, path, options.threads, longest) as other:
+        found = _compared(logits, [other.logits(run.text) for run in runs])
+        return found | {"greedy_in_common": _common(texts, [other.greedy(run.prompt, NEW) for run in runs])}
 
 
 def _beside_its_quantizer(path: Path, theirs: Path, floats: Path) -> dict[str, Any]:
@@ -189,6 +222,8 @@ def _options() -> argparse.Namespace:
     own = sys.executable if importlib.util.find_spec("llama_cpp") else None
     peer = os.environ.get("LLAMAC_BENCH_LLAMA_CPP", own)
     parser.add_argument("--llama-cpp", default=peer, metavar="PYTHON", help="an interpreter that has llama_cpp")
+    second = os.environ.get("LLAMAC_BENCH_LLAMA_CPP_AVX2")
+    parser.add_argument("--llama-cpp-avx2", default=second, metavar="PYTHON", help="one that has it built for AVX2")
     parser.add_argument("--model", choices=MODELS, action="append", help="one of them instead of all")
     parser.add_argument("--types", nargs="+", default=FORMATS["gguf"].schemes, metavar="TYPE", help="instead of all")
     parser.add_argument("--threads", type=int, default=2, help="[%(default)s]")
@@ -226,6 +261,9 @@ def _line(row: dict[str, Any]) -> str:
     if "failure" in row:
         return f"{row['model']:12} {row['type']:5} {row['failure']}"
     beside = f"  as llama.cpp's {row['equal_tensors']}, error {row['error']:.3f}" if "error" in row else ""
+    if "builds" in row:
+        builds = row["builds"]
+        beside += f"  two builds of llama.cpp: {builds['same_choices']}, {builds['greedy_in_common']}"
     return (
         f"{row['model']:12} {row['type']:5} {row['megabytes']:6} MB in {row['seconds']:5} s  logits apart "
         f"{row['logits_apart']:<7g} same choices {row['same_choices']:>10}  greedy in common {row['greedy_in_common']}"

@@ -48,11 +48,20 @@ def value_of(goal: Goal, results: dict[str, Any]) -> list[float] | None:
 
 
 def _quality_ratio(goal: Goal, peer: str, results: dict[str, Any]) -> list[float] | None:
-    """KL of llamac's recipe of the row over that of the peer's file in the row."""
+    """KL of llamac's recipe of the row over that of the peer's file in the row.
+
+    Where both ran in one recipe, a standard error of the comparison stands below and above it.
+    """
     file = ROWS[goal.row].file
     own = results["quality"].get(ROWS[goal.row].recipe, {}).get("engines", {}).get("llamac")
     other = results["quality"].get(file[0] if file else "", {}).get("engines", {}).get(peer)
-    return [float(f"{own['kl_mean'] / other['kl_mean']:.4g}")] if own and other else None
+    if not own or not other:
+        return None
+    ratio = own["kl_mean"] / other["kl_mean"]
+    if file is None or file[0] != ROWS[goal.row].recipe or "kl_excess" not in other:
+        return [float(f"{ratio:.4g}")]
+    error = other["kl_excess"][1] / other["kl_mean"]
+    return [float(f"{value:.4g}") for value in (ratio - error, ratio, ratio + error)]
 
 
 def _context_ratio(context: int, results: dict[str, Any]) -> list[float] | None:
@@ -76,16 +85,19 @@ def goals_table(results: dict[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for goal in GOALS:
         value = value_of(goal, results)
-        middle = None if value is None else value[len(value) // 2]
         sign = "<=" if goal.at_most else ">="
         stretch = "" if goal.stretch is None else f"{goal.stretch:g}"
         words = "not measured" if value is None else _text(value)
-        yield f"| {goal.row} | {goal.words} | {sign} {goal.goal:g} | {stretch} | {words} | {_verdict(goal, middle)} |"
+        yield f"| {goal.row} | {goal.words} | {sign} {goal.goal:g} | {stretch} | {words} | {_verdict(goal, value)} |"
 
 
-def _verdict(goal: Goal, value: float | None) -> str:
-    if value is None:
+def _verdict(goal: Goal, measured: list[float] | None) -> str:
+    """By the median; a quality that misses by less than its standard error is equal."""
+    if measured is None:
         return ""
+    value = measured[len(measured) // 2]
+    if goal.figure.startswith("quality") and measured[0] <= goal.goal < value:
+        return "equal within its error"
     sign = -1 if goal.at_most else 1
     if goal.stretch is not None and sign * value >= sign * goal.stretch:
         return "stretch"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from typing import Any
 import peers
 from _peer import Peer
 from _reference import ArtifactReference, Floats
-from quality import TEXT, WINDOW, compare, join, summarize, windows
+from quality import TEXT, WINDOW, Comparison, compare, join, summarize, windows
 from rows import RECIPES, Recipe
 
 import llamac
@@ -43,15 +44,29 @@ class Evaluation:
             self.pieces = windows(ids, plan.bos_id if plan.add_bos else None)[:limit]
         self._known: list[Floats] = []
 
-    def judge(self, logits: Logits) -> dict[str, Any]:
-        """The figures of one engine."""
+    def judge(self, logits: Logits) -> Comparison:
+        """One engine beside the reference, at every position."""
         parts = []
         for number, piece in enumerate(self.pieces):
             if number == len(self._known):
                 self._known.append(self._reference.logits(piece)[:-1])
             parts.append(compare(self._known[number], logits(piece)[:-1], piece[1:]))
-        found = summarize(join(parts))
-        return {"positions": found["positions"], **{name: float(f"{found[name]:.5g}") for name in FIGURES}}
+        return join(parts)
+
+
+def figures_of(found: Comparison, own: Comparison) -> dict[str, Any]:
+    """The figures of one engine; `kl_excess` is llamac's mean KL less the engine's, and the standard error of that.
+
+    The two are compared position by position, which leaves the difficulty of the text out of the error.
+    """
+    figures = summarize(found)
+    apart = own.divergence - found.divergence
+    error = apart.std(ddof=1) / math.sqrt(apart.size)
+    return {
+        "positions": figures["positions"],
+        **{name: float(f"{figures[name]:.5g}") for name in FIGURES},
+        "kl_excess": [float(f"{value:.4g}") for value in (apart.mean(), error)],
+    }
 
 
 def measure_recipes(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -71,17 +86,18 @@ def _measure(name: str, evaluation: Evaluation, folder: Path, options: argparse.
         llamac.compile(given, output=artifact, quantize=recipe.scheme, target=recipe.target, validate=False)
         target = None if recipe.target == "cpu" else recipe.target
         with llamac.load(artifact, threads=options.threads, target=target) as model:
-            found = {"llamac": evaluation.judge(model.logits)}
+            own = evaluation.judge(model.logits)
     else:
         print(f"no quality of {name}: llama.cpp, which writes its file, is missing", file=sys.stderr)
         return {}
+    found = {"llamac": figures_of(own, own)}
     with ExitStack() as stack:
         for engine_name in recipe.peers:
             engine = peers.ENGINES[engine_name]
             python = getattr(options, engine.option.strip("-").replace("-", "_")) or engine.python
             if python is not None and source is not None:
                 peer = stack.enter_context(_peer(engine, python, source, options.threads))
-                found[engine_name] = evaluation.judge(peer.logits)
+                found[engine_name] = figures_of(evaluation.judge(peer.logits), own)
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     print(f"{name}: " + ", ".join(f"{who} {row['kl_mean']:.4f}" for who, row in found.items()), file=sys.stderr)
     return {"title": recipe.title, "date": date, "engines": found}

@@ -61,6 +61,11 @@ def test_verdicts(results: dict[str, Any]) -> None:
         changed["quality"]["q4_0"]["engines"]["llama.cpp"]["kl_mean"] = 1.0
         line = next(line for line in TABLES["goals"](changed) if "1b-default | KL" in line)
         assert line.endswith(f"| {verdict} |"), line
+    for error, verdict in ((0.002, "no"), (0.01, "equal within its error")):
+        changed["quality"]["q4_0"]["engines"]["llamac"]["kl_mean"] = 1.005
+        changed["quality"]["q4_0"]["engines"]["llama.cpp"]["kl_excess"] = [0.005, error]
+        line = next(line for line in TABLES["goals"](changed) if "1b-q4 | KL" in line)
+        assert line.endswith(f"| {verdict} |"), line
 
 
 def test_what_was_not_measured_says_so(results: dict[str, Any]) -> None:
