@@ -10,6 +10,8 @@ from llamac.errors import LlamacError
 from .host_cpu import allowed_cpus, one_cpu_a_core, usable_threads
 
 WEIGHT_PLACES = ("map", "copy")
+MOST_THREADS = 256
+"""That the pool of the generated code takes (`backends/cpu/c/pool.h`); machines with more cores run this many."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,21 @@ def settle_cpu(
 
 
 def _settle_threads(threads: int | None, pin: Sequence[int] | bool) -> tuple[int, tuple[int, ...] | None]:
+    used, pinned = _placed_threads(threads, pin)
+    if used > MOST_THREADS:
+        reason = f"{used} threads for one model; the code runs at most {MOST_THREADS}"
+        raise LlamacError("LLC0811", "threads", reason, "ask for fewer")
+    return used, pinned
+
+
+def _placed_threads(threads: int | None, pin: Sequence[int] | bool) -> tuple[int, tuple[int, ...] | None]:
+    default = min(usable_threads(), MOST_THREADS)
     if pin is False:
-        return threads or usable_threads(), None
+        return threads or default, None
     if pin is True:
         # Cores first: their second hardware threads only serve more threads than there are cores.
         order = [*dict.fromkeys([*one_cpu_a_core(), *allowed_cpus()])]
-        used = threads or usable_threads()
+        used = threads or default
         if used > len(order):
             reason = f"{used} threads cannot have a processor each: this process may use {len(order)}"
             raise LlamacError("LLC0811", "pin", reason, "ask for fewer threads, or do not pin them")

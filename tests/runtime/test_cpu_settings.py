@@ -13,7 +13,7 @@ from llamac.cli.options import parse_processors
 from llamac.errors import LlamacError
 from llamac.runtime import cpu_settings, host_cpu
 from llamac.runtime.cpu_memory import huge_memory, memory_nodes, ranges_of
-from llamac.runtime.cpu_settings import CpuSettings, settle_cpu
+from llamac.runtime.cpu_settings import MOST_THREADS, CpuSettings, settle_cpu
 from llamac.runtime.loader import load
 
 
@@ -54,11 +54,23 @@ def test_settings(given: dict[str, Any], settled: CpuSettings) -> None:
         ({"pin": ["1"]}, "no list of different processors"),
         ({"pin": [0, 3]}, "may not use processor 3, only 0, 1, 2, 4, 5, 6"),
         ({"pin": [0, 1], "threads": 3}, "2 processors are named for 3 threads"),
+        ({"threads": 257}, "257 threads for one model; the code runs at most 256"),
     ],
 )
 def test_what_cannot_be_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(LlamacError, match=f"LLC0811.*{message}"):
         settle_cpu(**given)
+
+
+def test_a_machine_of_many_cores_runs_as_many_threads_as_the_code_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    processors = list(range(384))
+    monkeypatch.setattr(cpu_settings, "allowed_cpus", lambda: processors)
+    monkeypatch.setattr(cpu_settings, "one_cpu_a_core", lambda: processors)
+    monkeypatch.setattr(cpu_settings, "usable_threads", lambda: 384)
+    pool = (Path(__file__).parents[2] / "backends/cpu/c/pool.h").read_text(encoding="utf-8")
+    assert f"threads > {MOST_THREADS}" in pool
+    assert settle_cpu() == CpuSettings(MOST_THREADS)
+    assert settle_cpu(pin=True).pinned == tuple(range(MOST_THREADS))
 
 
 @pytest.mark.parametrize(
