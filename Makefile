@@ -90,6 +90,7 @@ bench-cpu: $(VENV)/.test
 # `gpu-bench` run where the GPU is, with a Python that has numpy, pytest, hypothesis, torch and cuda-bindings; nothing is
 # fetched or installed.
 GPU_TARGETS ?= h100
+comma := ,
 GPU_PYTHON ?= python3
 GPU_CHECK := PYTHONPATH=.typecheck $(GPU_PYTHON)
 
@@ -102,6 +103,15 @@ gpu-test: .typecheck
 
 gpu-bench: .typecheck
 	$(GPU_CHECK) bench/gpu/measure_gpu.py build/gpu --page docs/benchmarks/gpu.md
+
+# Tile sizes measured: `gpu-tune-code` where Triton is (some hundred kernels a model), then `gpu-tune` where the GPU is,
+# again until no kernel is left; it writes rows into backends/gpu/tuning.
+.PHONY: gpu-tune-code gpu-tune
+gpu-tune-code: $(VENV)/.test
+	$(BIN)/python bench/gpu/tune.py compile --target $(firstword $(subst $(comma), ,$(GPU_TARGETS))) -o build/gpu
+
+gpu-tune: .typecheck
+	for file in build/gpu/tune-*.zip; do $(GPU_CHECK) bench/gpu/tune.py run $$file || exit 1; done
 
 lint: $(VENV)/.test .typecheck
 	$(BIN)/ruff check .

@@ -4,6 +4,8 @@
     python bench/quality.py m.llamac --reference f32.llamac       reference: an artifact of `compile --quantize f32`
     python bench/quality.py m.llamac --reference transformers --source CHECKPOINT
                                                                   reference: transformers in fp32 on the checkpoint
+    python bench/quality.py --gpu --quantize fp8:fp8-activations --kv fp8 --windows 4
+                                                                  what code for GPUs computes, in the IR's interpreter
 
 The text is cut into windows of 512 tokens, each of which starts afresh (with the model's BOS, if it wants one). At
 every position but a window's last both models predict the next token from all before it in the window:
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _interpreted import InterpretedModel
 from _machine import machine
 from _reference import ArtifactReference, Floats, Reference, TransformersReference
 from numpy.typing import NDArray
@@ -116,8 +119,11 @@ def summarize(result: Comparison) -> dict[str, Any]:
     }
 
 
-def measure(artifact: Path, reference: Reference, text: str, size: int, limit: int | None) -> dict[str, Any]:
-    """Evaluate one artifact on a text; progress goes to stderr."""
+def measure(
+    artifact: Path, reference: Reference, text: str, size: int, limit: int | None,
+    interpreted: InterpretedModel | None = None, quantize: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """Evaluate one artifact on a text, or a graph with that artifact's tokenizer; progress goes to stderr."""
     with llamac.load(artifact) as model:
         if model.vocab_size != reference.vocab_size:
             reason = f"{model.vocab_size} tokens against {reference.vocab_size} of {reference.name}"
@@ -128,11 +134,13 @@ def measure(artifact: Path, reference: Reference, text: str, size: int, limit: i
             ids = ids[1:]
         pieces = windows(ids, plan.bos_id if plan.add_bos else None, size)[:limit]
         parts = []
-        for part in evaluate(model, reference, pieces):
+        for part in evaluate(interpreted or model, reference, pieces):
             parts.append(part)
             print(f"\rwindow {len(parts)} of {len(pieces)}", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
         facts = {"artifact": str(artifact), "model": model.name, "quantization": model.manifest["quantization"]}
+        if interpreted is not None:
+            facts = {"model": interpreted.name, "quantization": quantize}
     return {**facts, "reference": reference.name, "window": size, "windows": len(parts), **summarize(join(parts))}
 
 
@@ -159,6 +167,8 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--source", default=EMBEDDED, help="the checkpoint of --reference transformers [%(default)s]")
     parser.add_argument("--quantize", default="keep", help="scheme when SmolLM2 is compiled here [%(default)s]")
+    parser.add_argument("--kv", help="its cache, as for `llamac compile`")
+    parser.add_argument("--gpu", action="store_true", help="interpret SmolLM2's graph for GPUs; no GPU is needed")
     parser.add_argument(
         "--text", type=Path, default=TEXT, metavar="FILE", help="UTF-8 text [bench/evaluation_text.txt]"
     )
@@ -169,10 +179,14 @@ def _options() -> argparse.Namespace:
 
 
 def _reference(options: argparse.Namespace, folder: Path) -> Reference:
+    if options.gpu and options.reference is not None:
+        raise SystemExit("--gpu compares with fp32: name no reference")
     if options.reference == "transformers":
         return TransformersReference(options.source)
     if options.reference is not None:
         return ArtifactReference(options.reference)
+    if options.gpu and options.artifact is not None:
+        raise SystemExit("--gpu interprets SmolLM2: name no artifact")
     if options.artifact is not None:
         raise SystemExit("name a reference: --reference FILE.llamac (compiled with --quantize f32) or transformers")
     path = folder / "reference.llamac"
@@ -185,12 +199,15 @@ def main() -> int:
     options = _options()
     with tempfile.TemporaryDirectory(prefix="llamac-quality-") as name:
         reference = _reference(options, Path(name))
-        artifact = options.artifact
-        if artifact is None:
+        artifact, interpreted = options.artifact, None
+        if options.gpu:
+            interpreted = InterpretedModel(EMBEDDED, options.quantize, options.kv)
+            artifact = Path(name) / "reference.llamac"  # for its tokenizer
+        elif artifact is None:
             artifact = Path(name) / "smollm2-135m.llamac"
-            llamac.compile(EMBEDDED, output=artifact, quantize=options.quantize)
+            llamac.compile(EMBEDDED, output=artifact, quantize=options.quantize, kv=options.kv)
         text = options.text.read_text(encoding="utf-8")
-        result = measure(artifact, reference, text, options.window, options.windows)
+        result = measure(artifact, reference, text, options.window, options.windows, interpreted, options.quantize)
     if options.json:
         print(json.dumps({**result, "text": options.text.name, **machine()}))
     else:

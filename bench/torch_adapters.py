@@ -58,7 +58,14 @@ def _cases(folder: Path, threads: int) -> list[tuple[str, Run, Run, bool]]:
     ours = LlamacModel.from_artifact(folder / "f32.llamac", threads=threads)
     tokenizer = tokenizer_of(ours)
     compiled = torch.compile(copy.deepcopy(theirs), backend="llamac", options={"threads": threads})
+    stepping = copy.deepcopy(theirs)
+    stepping.forward = torch.compile(stepping.forward, backend="llamac", options={"threads": threads})
     found = []
+    for kind in ("dynamic", "static"):
+        batch = dict(tokenizer([PROMPTS[0]], return_tensors="pt"))
+        how = {"max_new_tokens": 48, "min_new_tokens": 48, "do_sample": False, "cache_implementation": kind}
+        runs = [lambda m=model, b=batch, h=how: m.generate(**b, **h) for model in (stepping, theirs)]
+        found.append((f"compiled forward, {kind} cache, 48", *runs, True))
     for name, prompts, steps, beams in (("1 prompt", 1, 48, 1), ("3 prompts", 3, 32, 1), ("4 beams", 1, 24, 4)):
         batch = dict(tokenizer(list(PROMPTS[:prompts]), return_tensors="pt", padding=True))
         how = {"max_new_tokens": steps, "min_new_tokens": steps, "do_sample": False, "num_beams": beams}

@@ -25,7 +25,14 @@ from llamac.target import Target
 from .gpu_side import ALIGNMENT as GPU_ALIGNMENT
 from .gpu_side import WEIGHTS_MEMBER as GPU_WEIGHTS_MEMBER
 from .gpu_side import GpuSide, members
-from .manifest_entries import GPU_IR_MEMBER, IMAGE_IR_MEMBER, IR_MEMBER, WEIGHTS_MEMBER, manifest_of
+from .manifest_entries import (
+    GPU_IMAGE_IR_MEMBER,
+    GPU_IR_MEMBER,
+    IMAGE_IR_MEMBER,
+    IR_MEMBER,
+    WEIGHTS_MEMBER,
+    manifest_of,
+)
 from .onnx_side import OnnxSide
 from .tvm_side import TvmBuilt, TvmSide
 
@@ -197,6 +204,8 @@ def _add_ir(writer: ArtifactWriter, parts: Parts) -> None:
         writer.add_bytes(GPU_IR_MEMBER, print_module(parts.gpu.compiled.module).encode())
     if parts.main.image is not None:
         writer.add_bytes(IMAGE_IR_MEMBER, print_module(parts.main.image).encode())
+    if parts.cpu is not None and parts.gpu is not None and parts.gpu.compiled.image is not None:
+        writer.add_bytes(GPU_IMAGE_IR_MEMBER, print_module(parts.gpu.compiled.image).encode())
 
 
 def _add_text(writer: ArtifactWriter, checkpoint: Checkpoint) -> dict[str, Any]:

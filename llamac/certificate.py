@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from llamac.ir.evaluator import RowReader
@@ -77,7 +76,8 @@ def recertify(certificate: Mapping[str, Any], kinds: Sequence[str]) -> dict[str,
     small = config_from_json(certificate["config"])
     tensors = small_tensors(small, certificate["encodings"])
     quantization, passes_from = parse_quantization(certificate["quantization"]), certificate.get("passes_from", ())
-    return _certificate(small, tensors, quantization, certificate["kv_dtype"], passes_from, kinds)
+    found = _certificate(small, tensors, quantization, certificate["kv_dtype"], passes_from, kinds)
+    return {**found, "rank_verdicts": _recorded(certify_ranks(found))} if "rank_verdicts" in certificate else found
 
 
 def _certificate(
@@ -93,9 +93,7 @@ def _certificate(
         found, text = validate(small, tensors, quantization, kv_dtype, SEED, edit, kind=kind)
         verdicts += found
         pipelines.append(text)
-    image = []
-    if "cpu" in kinds:
-        image = validate_encoder(small, tensors, quantization, kv_dtype, _weights(tensors, SEED), SEED, PAGE)
+    image = _validate_encoders(small, tensors, quantization, kv_dtype, SEED, PAGE, kinds)
     return {
         "config": {**dataclasses.asdict(small), "name": "shrunken"},
         "encodings": {name: t.encoding for name, t in tensors.items()},
@@ -131,10 +129,24 @@ def replay(certificate: Mapping[str, Any]) -> list[Verdict]:
     verdicts = [v for k in kinds for v in validate(small, tensors, quantization, kv_dtype, seed, edit, kind=k)[0]]
     if "rank_verdicts" in certificate:
         verdicts += certify_ranks(certificate)
-    if "cpu" not in kinds or "image_verdicts" not in certificate:
+    if "image_verdicts" not in certificate:
         return verdicts
-    weights = _weights(tensors, seed)
-    return verdicts + validate_encoder(small, tensors, quantization, kv_dtype, weights, seed, int(certificate["page"]))
+    page = int(certificate["page"])
+    return verdicts + _validate_encoders(small, tensors, quantization, kv_dtype, seed, page, kinds)
+
+
+def _validate_encoders(
+    small: LlamaConfig,
+    tensors: Mapping[str, StoredTensor],
+    quantization: Quantization,
+    kv_dtype: str,
+    seed: int,
+    page: int,
+    kinds: Sequence[str],
+) -> list[Verdict]:
+    """The verdicts of the image pipeline of every kind of target; none without an encoder."""
+    given = (small, tensors, quantization, kv_dtype, _weights(tensors, seed), seed, page)
+    return [verdict for kind in kinds for verdict in validate_encoder(*given, kind)]
 
 
 def validate(
@@ -149,8 +161,6 @@ def validate(
     kind: str = "cpu",
 ) -> tuple[list[Verdict], str]:
     """The verdicts of a kind of target's pipeline, as `edit` leaves it, on the small model; and the pipeline's text."""
-    if kind != "cpu":
-        small = replace(small, vision=None)  # the code for GPUs takes text only
     uniform = is_uniform(small, tensors)
     steps = edit(target_pipeline(kind, layer_counts(small), quantization, kv_dtype, MAX_TOKENS, uniform, PAGE))
     weights = SyntheticWeights(tensors, seed)

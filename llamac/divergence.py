@@ -15,17 +15,23 @@ from llamac.artifact.read import Artifact
 from llamac.errors import LlamacError
 from llamac.ir.evaluator import WeightEvaluator
 from llamac.ir.graph import Module
+from llamac.target import GPUS, ONNX_TARGETS, TARGETS, TVM_TARGETS
 
+from .device_logits import record_device, recording, rounds
 from .recording import Activation, Bytes, Recording, interpret, model_weight, record_interpreter
 from .traced_build import record_artifact
 
 INTERPRETER = "interpreter"
 """What stands for B when it is no file."""
 
-TOLERANCE = {"float": 1e-3, "quantized": 2e-2, "forced": 1e-3}
+TVM = "tvm"
+"""As B: TVM on the artifact's IR and weights, op by op, whether or not the file has code of it."""
+
+TOLERANCE = {"float": 1e-3, "quantized": 2e-2, "forced": 1e-3, "rounded": 1e-1}
 """Largest difference that is no divergence, relative to the largest value. quantized: a run rounds activations to int8,
 where a last bit that differs may move a value by a step, 1/127 of its block's largest, and such steps add up. forced:
-each op was run on the other's values, so that nothing adds up."""
+each op was run on the other's values, so that nothing adds up. rounded: logits of two devices, each of which rounds
+activations in its own way."""
 
 
 @dataclass(frozen=True)
@@ -110,27 +116,65 @@ def diverge(
     source: str | Path | None = None,
     random_weights: int | None = None,
     tolerance: float | None = None,
+    device: str | None = None,
 ) -> Divergence:
     """Run one prompt (text, or token ids) through both, in one step, and compare every value.
 
-    b: an artifact, or "interpreter": the artifact's IR on its own weights, or with `source` the model captured anew.
+    b: an artifact, or "interpreter": the artifact's IR on its own weights, or with `source` the model captured anew; or
+    "tvm": TVM on that IR, op by op; or a target that the artifact has code for, whose logits are compared end to end.
+    device: the target whose logits A (and B, where it is a file) is compared by, instead of a build for this CPU.
     tolerance: relative; a row of `TOLERANCE` unless given. **This runs the artifacts' code.**
     """
     with Artifact.open(a) as first, tempfile.TemporaryDirectory(prefix="llamac-diverge-") as folder:
         tokens = _ids(first, prompt, ids)
+        _check_source(source, b)
+        if device is not None or _is_target(first, b):
+            return _end_to_end(first, b, tokens, device, tolerance, Path(folder))
         recorded = record_artifact(first, tokens, Path(folder))
         if str(b) == INTERPRETER:
             reference = _interpreted(first, tokens, source, random_weights, recorded)
             return compare(recorded, reference, tokens, tolerance)
-        if source is not None:
-            raise LlamacError(
-                "LLC0101", "--source", "goes with B = interpreter only", f"llamac diverge A {INTERPRETER}"
-            )
+        if str(b) == TVM:
+            from .second_run import record_tvm
+
+            return compare(recorded, record_tvm(first, tokens, recorded), tokens, tolerance)
         with Artifact.open(b) as second:
             _check_ids(second, tokens)
             other = Path(folder) / "b"
             other.mkdir()
             return compare(recorded, record_artifact(second, tokens, other), tokens, tolerance)
+
+
+def _check_source(source: str | Path | None, b: str | Path) -> None:
+    if source is not None and str(b) != INTERPRETER:
+        raise LlamacError("LLC0101", "--source", "goes with B = interpreter only", f"llamac diverge A {INTERPRETER}")
+
+
+def _is_target(artifact: Artifact, b: str | Path) -> bool:
+    """Whether B names a target: one of the file, or any that no file is called like."""
+    names = {row["name"] for row in artifact.manifest["targets"]} | {*TARGETS, *GPUS, *TVM_TARGETS, *ONNX_TARGETS}
+    return str(b) in names and not Path(b).exists()
+
+
+def _end_to_end(
+    first: Artifact, b: str | Path, ids: Sequence[int], device: str | None, tolerance: float | None, folder: Path
+) -> Divergence:
+    """The logits of two devices, each from the token ids alone."""
+    if str(b) in (INTERPRETER, TVM):
+        raise LlamacError("LLC0101", "--device", f"goes with a target or a file as B, not with {b}", "leave it out")
+    if _is_target(first, b):
+        other = record_device(first, str(b), ids)
+    else:
+        with Artifact.open(b) as second:
+            _check_ids(second, ids)
+            other = record_device(second, device or "", ids)
+    if device is not None:
+        mine = record_device(first, device, ids)
+    else:
+        traced = record_artifact(first, ids, folder)
+        mine = recording(traced.name, traced.logits, rounds(first))
+    default = TOLERANCE["rounded" if mine.quantized or other.quantized else "float"]
+    return compare(mine, other, ids, default if tolerance is None else tolerance)
 
 
 def compare(a: Recording, b: Recording, ids: Sequence[int], tolerance: float | None = None) -> Divergence:

@@ -31,6 +31,7 @@ from llamac.transform.pipeline import PassRecord, run_pipeline
 
 from .assemble import Parts, Progress, assemble
 from .certificate import certify
+from .fp8_side import check_activations, scales_of_cache
 from .generated_code import with_code
 from .golden import read_golden
 from .gpu_side import ALIGNMENT as GPU_ALIGNMENT
@@ -256,7 +257,7 @@ def compile_graph(
     that the ledger holds already is not repeated.
     """
     config = checkpoint.config
-    if kind == "gpu" or share != WHOLE:
+    if share != WHOLE:
         check_text_model(config)
         ledger += [entry for entry in left_out(config) if entry not in ledger]
         config = replace(config, vision=None)
@@ -268,17 +269,19 @@ def compile_graph(
         raise LlamacError("LLC0107", "--max-step-tokens", f"{max_step_tokens} is outside 1..65536", "512 is usual")
     kv_dtype = kv or default_kv_dtype(quantization)
     module = module or build_graph(config, checkpoint.tensors)
-    context = PassContext(checkpoint.read_rows, [])
+    check_activations(quantization, kind)
+    scales = scales_of_cache(checkpoint, kv_dtype, kind, ledger)
+    context = PassContext(checkpoint.read_rows, [], cache_scales=scales)
     uniform = is_uniform(config, checkpoint.tensors)
     steps = target_pipeline(kind, layer_counts(config), quantization, kv_dtype, max_step_tokens, uniform, share=share)
     records = run_pipeline(module, edit(steps), context)
     encoder = None
-    if kind == "cpu":
-        encoder = compile_encoder(config, checkpoint.tensors, quantization, kv_dtype, context)
+    if kind in ("cpu", "gpu"):
+        encoder = compile_encoder(config, checkpoint.tensors, quantization, kv_dtype, context, kind)
     ledger += [entry for entry in context.ledger if entry not in ledger]
     context.ledger = ledger
     placed, arena = _placed(module, kind, max_step_tokens, encoder)
-    if encoder:
+    if encoder and kind == "cpu":
         arena = max(arena, arena_bytes(encoder[0], most_vision_rows(config)))
     alignment = GPU_ALIGNMENT if kind == "gpu" else ALIGNMENT
     limits = Limits(config.vocab_size, length, max_step_tokens, arena, member_bytes(placed, alignment))
@@ -289,6 +292,7 @@ def _placed(
     module: Module, kind: str, max_step_tokens: int, encoder: tuple[Module, list[PassRecord]] | None
 ) -> tuple[list[PlacedWeight], int]:
     """Where the weights lie, and the bytes of the arena; that of a GPU is planned bucket by bucket."""
+    modules = (module, *([encoder[0]] if encoder else []))
     if kind == "gpu":
-        return plan_weights(module, alignment=GPU_ALIGNMENT), 0
-    return plan_weights(module, *([encoder[0]] if encoder else [])), arena_bytes(module, max_step_tokens)
+        return plan_weights(*modules, alignment=GPU_ALIGNMENT), 0
+    return plan_weights(*modules), arena_bytes(module, max_step_tokens)

@@ -192,7 +192,7 @@ CODES: dict[str, str] = {
     "LLC0950": "a value of an export's option cannot be used",
     "LLC0951": "a form of an export cannot say this of the model",
     "LLC0952": "a tokenizer cannot be written in the form of an export",
-    "LLC0953": "a scheme of an export does not fit a weight",
+    "LLC0953": "a scheme of an export, or a scale of the source, does not fit",
     "LLC0954": "another system's library cannot read an export",
     "LLC0955": "a library that PyTorch's adapters need is not there",
     "LLC0956": "an artifact behind transformers cannot do this",

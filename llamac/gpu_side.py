@@ -10,6 +10,7 @@ from llamac.artifact.launch_plan import LaunchPlan
 from llamac.artifact.launch_plan_file import write_plan
 from llamac.backends.gpu.architectures import architecture
 from llamac.backends.gpu.build import FALLBACK, Built, Made, PlanRequest, build
+from llamac.backends.gpu.encoder_calls import EncoderCalls, encoder_calls
 from llamac.backends.gpu.launches import BucketCalls, bucket_calls, buffers, step_shapes
 from llamac.backends.gpu.legality import check_legal
 from llamac.errors import LlamacError
@@ -30,18 +31,18 @@ RESERVED = 512 << 20
 
 
 def check_text_model(config: LlamaConfig) -> None:
-    """Refuse what no GPU kernel does (LLC0605)."""
+    """Refuse what ranks cannot share (LLC0605)."""
     if config.cross_layers:
-        reason = "no GPU kernel attends to vision tokens"
-        raise LlamacError("LLC0605", f"layers.{config.cross_layers[0]}", reason, "compile for a CPU target")
+        reason = "layers that attend to vision tokens are not divided among processes"
+        raise LlamacError("LLC0605", f"layers.{config.cross_layers[0]}", reason, "compile for one GPU, or one CPU")
 
 
 def left_out(config: LlamaConfig) -> list[LedgerEntry]:
-    """What a model can do that its code for GPUs cannot."""
+    """What a model can do that one divided among processes cannot."""
     if config.vision is None:
         return []
-    reason = "no GPU kernel puts them among the text; targets for CPUs take them"
-    return [LedgerEntry("absent", "pictures", "the code for GPUs takes text only", reason)]
+    reason = "the image encoder is not divided; targets of one GPU or one CPU take them"
+    return [LedgerEntry("absent", "pictures", "the code for several processes takes text only", reason)]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class GpuSide:
     @property
     def arena_bytes(self) -> int:
         """Scratch memory of the largest bucket of the first target."""
-        return max(bucket.arena_bytes for bucket in self.requests[0].buckets)
+        return _arena(self.requests[0].buckets, self.requests[0].encoder)
 
     def build(self, progress: Callable[[int, int], None], made: Made | None = None) -> Built:
         """Compile every kernel but those that are `made`."""
@@ -71,7 +72,7 @@ def gpu_side(compiled: CompiledGraph, targets: Sequence[Target]) -> GpuSide:
 
     Where the model is divided, the first rank has a plan of its own, and all others share one.
     """
-    made: dict[tuple[str, int, int], list[BucketCalls]] = {}
+    made: dict[tuple[str, int, int], tuple[list[BucketCalls], EncoderCalls | None]] = {}
     requests = []
     for target in targets:
         units = units_of(target.base)
@@ -81,30 +82,49 @@ def gpu_side(compiled: CompiledGraph, targets: Sequence[Target]) -> GpuSide:
             for name, portable in forms:
                 key = (name, units, rank)
                 if key not in made:
-                    made[key] = _buckets(graph, name, units)
-                requests.append(_request(graph, target, name, portable, made[key], rank))
+                    made[key] = _buckets(graph, name, units), _encoder(graph, name, units)
+                requests.append(_request(graph, target, name, portable, *made[key], rank))
         check_fits(compiled, target, next(r for r in requests if r.target == target.name))
     return GpuSide(compiled, tuple(targets), tuple(requests))
 
 
 def _buckets(compiled: CompiledGraph, name: str, units: int) -> list[BucketCalls]:
-    shapes = step_shapes(compiled.limits.max_tokens)
+    shapes = step_shapes(compiled.limits.max_tokens, compiled.module)
     return [bucket_calls(compiled.module, compiled.placed, architecture(name), units, shape) for shape in shapes]
 
 
+def _encoder(compiled: CompiledGraph, name: str, units: int) -> EncoderCalls | None:
+    if compiled.image is None:
+        return None
+    return encoder_calls(compiled.image, compiled.placed, architecture(name), units)
+
+
+def _arena(buckets: Sequence[BucketCalls], encoder: EncoderCalls | None) -> int:
+    """Scratch memory of the largest of them."""
+    return max([*(b.arena_bytes for b in buckets), encoder.arena_bytes if encoder is not None else 0])
+
+
 def _request(
-    compiled: CompiledGraph, target: Target, name: str, portable: bool, buckets: list[BucketCalls], rank: int
+    compiled: CompiledGraph,
+    target: Target,
+    name: str,
+    portable: bool,
+    buckets: list[BucketCalls],
+    encoder: EncoderCalls | None,
+    rank: int,
 ) -> PlanRequest:
     member = f"weights/{target.share(rank)}.bin"
-    memory = buffers(compiled.module, buckets, member, compiled.limits.weight_bytes)
+    memory = buffers(compiled.module, buckets, member, compiled.limits.weight_bytes, encoder)
     page, vocab = kv_groups(compiled.module.step)[0].type.page, compiled.limits.vocab
-    return PlanRequest(target.name, architecture(name), portable, buckets, memory, vocab, page, target.ranks, rank)
+    machine, ranks = architecture(name), target.ranks
+    return PlanRequest(target.name, machine, portable, buckets, memory, vocab, page, ranks, rank, encoder)
 
 
 def arena_on(compiled: CompiledGraph, name: str) -> int:
     """Scratch memory of a step on the GPU called `name`."""
     target = find_target(name)
-    return max(bucket.arena_bytes for bucket in _buckets(compiled, target.cpu, units_of(target.base)))
+    asked = compiled, target.cpu, units_of(target.base)
+    return _arena(_buckets(*asked), _encoder(*asked))
 
 
 def check_fits(compiled: CompiledGraph, target: Target, request: PlanRequest) -> None:
@@ -115,7 +135,7 @@ def check_fits(compiled: CompiledGraph, target: Target, request: PlanRequest) ->
     memory = memory_of(target.base)
     if memory is None:
         return
-    arena = max(bucket.arena_bytes for bucket in request.buckets)
+    arena = _arena(request.buckets, request.encoder)
     page = sum(2 * group.type.page_bytes for group in kv_groups(compiled.module.step))  # one, and that of padding
     weights = compiled.limits.weight_bytes
     needed = weights + arena + page + RESERVED

@@ -10,7 +10,14 @@ from llamac.models.checkpoint import StoredTensor
 from llamac.models.image_graph import build_image_graphs
 from llamac.models.llama.config import LlamaConfig
 from llamac.models.llama.vision_config import Llama4Vision, MllamaVision
-from llamac.passes.image_pipeline import CAST, EncoderCounts, image_pipeline
+from llamac.passes.image_pipeline import (
+    CAST,
+    EncoderCounts,
+    cast_encoder,
+    gpu_image_pipeline,
+    image_pipeline,
+    raise_encoder,
+)
 from llamac.passes.pipelines import Quantization
 from llamac.transform.base import LedgerEntry, PassContext
 from llamac.transform.image_validation import ImageValidator, Pictures
@@ -71,12 +78,14 @@ def validate_encoder(
     read_rows: RowReader,
     seed: int,
     page: int,
+    kind: str = "cpu",
 ) -> list[Verdict]:
     """Verdicts of the image pipeline on a small model (LLC0507 for a pass that is wrong); none without an encoder."""
     module = build_image_graphs(config, tensors) if has_encoder(config, tensors) else None
     if module is None:
         return []
-    steps = image_pipeline(encoder_counts(config), quantization, kv_dtype, most_vision_rows(config), page)
+    pipeline = image_pipeline if kind == "cpu" else gpu_image_pipeline
+    steps = pipeline(encoder_counts(config), quantization, kv_dtype, most_vision_rows(config), page)
     return ImageValidator(read_rows, pictures_of(config, seed)).run(module, steps)
 
 
@@ -86,14 +95,32 @@ def compile_encoder(
     quantization: Quantization,
     kv_dtype: str,
     context: PassContext,
+    kind: str = "cpu",
 ) -> tuple[Module, list[PassRecord]] | None:
     """The kernel-level module of the encoder and what its passes did; None for a model without one."""
     module = build_image_graphs(config, tensors) if has_encoder(config, tensors) else None
     if module is None:
         return None
+    _note_kept(tensors, quantization, context)
+    pipeline = image_pipeline if kind == "cpu" else gpu_image_pipeline
+    steps = pipeline(encoder_counts(config), quantization, kv_dtype, most_vision_rows(config))
+    return module, run_pipeline(module, steps, context)
+
+
+def raised_encoder(
+    config: LlamaConfig, tensors: Mapping[str, StoredTensor], quantization: Quantization, context: PassContext
+) -> Module:
+    """The model-level module of the encoder of a model that has one: what other systems' graphs are made of."""
+    module = build_image_graphs(config, tensors)
+    assert module is not None
+    _note_kept(tensors, quantization, context)
+    run_pipeline(module, [*raise_encoder(encoder_counts(config)), *cast_encoder(quantization)], context)
+    return module
+
+
+def _note_kept(tensors: Mapping[str, StoredTensor], quantization: Quantization, context: PassContext) -> None:
+    """Say that integers are for the text model alone."""
     if quantization.scheme not in ("keep", *CAST):
         stored = tensors[FIRST].encoding
         reason = f"{quantization} is for the text model: pictures are encoded once, by products of many rows"
         context.ledger.append(LedgerEntry("kept", "vision", f"the image encoder stays {stored}", reason))
-    steps = image_pipeline(encoder_counts(config), quantization, kv_dtype, most_vision_rows(config))
-    return module, run_pipeline(module, steps, context)

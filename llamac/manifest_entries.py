@@ -26,6 +26,7 @@ WEIGHTS_MEMBER = f"weights/{LAYOUT}.bin"
 IR_MEMBER = "ir/step.ir"
 GPU_IR_MEMBER = "ir/step.gpu.ir"
 IMAGE_IR_MEMBER = "ir/encode_image.ir"
+GPU_IMAGE_IR_MEMBER = "ir/encode_image.gpu.ir"
 
 
 def manifest_of(parts: Parts, text: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def manifest_of(parts: Parts, text: dict[str, Any]) -> dict[str, Any]:
         "ir": IR_MEMBER,
         **_gpu_entry(parts),
         **({"onnx": parts.onnx.manifest_entry()} if parts.onnx is not None else {}),
-        **_image_entry(compiled),
+        **image_entry(compiled),
         "memory": _memory_entry(compiled, config),
         **text,
         "generation": {
@@ -100,10 +101,15 @@ def _gpu_entry(parts: Parts) -> dict[str, Any]:
         "weight_bytes": compiled.limits.weight_bytes,
         "weight_bytes_per_token": bytes_per_token(compiled.module, compiled.placed),
     }
-    return {"gpu": {"ir": GPU_IR_MEMBER, "passes": [pass_entry(r) for r in compiled.records], "memory": memory}}
+    entry = {"ir": GPU_IR_MEMBER, "passes": [pass_entry(r) for r in compiled.records], "memory": memory}
+    if compiled.encoder is not None:
+        passes = [pass_entry(r) for r in compiled.encoder[1]]
+        entry["image"] = {"ir": GPU_IMAGE_IR_MEMBER, "passes": passes}
+    return {"gpu": entry}
 
 
-def _image_entry(compiled: CompiledGraph) -> dict[str, Any]:
+def image_entry(compiled: CompiledGraph) -> dict[str, Any]:
+    """The entry `image`, where there is an encoder."""
     if compiled.encoder is None:
         return {}
     graph, records = compiled.encoder[0].main, compiled.encoder[1]

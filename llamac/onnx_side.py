@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from llamac.artifact.write import ArtifactWriter
 from llamac.backends.onnx.contributed import emit_contributed
-from llamac.backends.onnx.emit import Emitted
+from llamac.backends.onnx.emit import Emitted, emit_vision
 from llamac.backends.onnx.emitter import Settings
 from llamac.errors import LlamacError
+from llamac.image_side import has_encoder, raised_encoder
 from llamac.ir.evaluator import WeightEvaluator
 from llamac.ir.graph import Module
 from llamac.ir.printer import print_module
@@ -30,6 +31,7 @@ from .manifest_entries import pass_entry
 if TYPE_CHECKING:
     from .driver import CompiledGraph
 
+ENCODER_MEMBER = "onnx/vision_encoder.onnx"
 GRAPH_MEMBER, IR_MEMBER = "onnx/model.onnx", "ir/step.onnx.ir"
 LAYOUT = "onnx"
 WEIGHTS_MEMBER = f"weights/{LAYOUT}.bin"
@@ -55,6 +57,8 @@ class OnnxSide:
     records: list[PassRecord]
     emitted: Emitted
     checkpoint: Checkpoint
+    encoder: Emitted | None = None
+    """The image encoder, its weights in the file of the step's."""
 
     @property
     def weight_bytes(self) -> int:
@@ -71,6 +75,8 @@ class OnnxSide:
                     stream.write(block)
                 stream.pad_to(4096)
         writer.add_bytes(GRAPH_MEMBER, self.emitted.model.SerializeToString(deterministic=True))
+        if self.encoder is not None:
+            writer.add_bytes(ENCODER_MEMBER, self.encoder.model.SerializeToString(deterministic=True))
         writer.add_bytes(IR_MEMBER, print_module(self.module).encode())
 
     def _lay_out(self, path: Path, memory: int, progress: Callable[[int], None]) -> None:
@@ -85,7 +91,8 @@ class OnnxSide:
 
     def manifest_entry(self) -> dict[str, Any]:
         """What the manifest says of the graph: its IR and its passes."""
-        return {"ir": IR_MEMBER, "passes": [pass_entry(record) for record in self.records]}
+        found = {"ir": IR_MEMBER, "passes": [pass_entry(record) for record in self.records]}
+        return found | ({"encoder": ENCODER_MEMBER} if self.encoder is not None else {})
 
     def entries(self) -> list[dict[str, Any]]:
         """The target as the manifest lists it."""
@@ -130,16 +137,11 @@ def onnx_side(
     cache holds f32, goes to the ledger of `compiled`.
     """
     config, ledger = checkpoint.config, compiled.context.ledger
-    if config.cross_layers:
-        reason = "its layers attend to vision tokens, which this device does not keep"
-        raise LlamacError("LLC0932", f"layers.{config.cross_layers[0]}", reason, "compile it for a CPU target")
-    if config.vision is not None:
-        reason = "the device takes no pictures; targets for CPUs take them"
-        ledger.append(LedgerEntry("absent", "pictures", "ONNX Runtime's graph takes text only", reason))
+    sees = captured is None and has_encoder(config, checkpoint.tensors)
     if compiled.kv_dtype != "f32":
         what = f"f32 on ONNX Runtime, {compiled.kv_dtype} elsewhere"
         ledger.append(LedgerEntry("note", "cache", what, "its graph takes and gives keys and values in f32"))
-    text = replace(config, vision=None)
+    text = config if sees or config.cross_layers else replace(config, vision=None)
     module = captured or build_graph(text, checkpoint.tensors)
     uniform = is_uniform(text, checkpoint.tensors)
     steps = onnx_pipeline(layer_counts(text), compiled.quantization, uniform, joined=True)
@@ -154,7 +156,13 @@ def onnx_side(
             ledger.append(made)
 
     properties = {"llamac.quantization": str(compiled.quantization), "llamac.model": checkpoint.name}
-    return OnnxSide(targets[0], module, records, emit_contributed(module, settings, note, properties), checkpoint)
+    emitted = emit_contributed(module, settings, note, properties)
+    encoder = None
+    if sees:
+        # What is said of the encoder's weights was said when llamac's own was made.
+        image = raised_encoder(config, checkpoint.tensors, compiled.quantization, PassContext(checkpoint.read_rows, []))
+        encoder = emit_vision(image, note, properties, emitted.data)
+    return OnnxSide(targets[0], module, records, emitted, checkpoint, encoder)
 
 
 def _accuracy(quantization: Quantization) -> int:

@@ -45,6 +45,8 @@ _PLAIN = {
     "linear_grouped": "linear",
     "gated_linear_dense": "swiglu",
     "gated_linear_grouped": "swiglu",
+    "qkv_dense": "rope_append",
+    "qkv_grouped": "rope_append",
 }
 _RESIDUAL_AT = {"linear_dense": 2, "linear_grouped": 4}
 
@@ -217,7 +219,8 @@ def _values(op: Op, results: dict[int, NDArray[Any]]) -> list[tuple[list[str], F
         width = _width(op)
         return [([], (quants * step)[:, :width], step[:, :width])]  # the rest is padding
     tensors = [number for number, value in enumerate(op.results) if isinstance(value.type, TensorType)]
-    suffixes = {"rope_angles": [["cos"], ["sin"]], "rope_append": [["q"]]}.get(op.opcode, [[] for _ in tensors])
+    named = {"rope_angles": [["cos"], ["sin"]], "rope_append": [["q"]], "qkv_dense": [["q"]], "qkv_grouped": [["q"]]}
+    suffixes = named.get(op.opcode, [[] for _ in tensors])
     pairs = zip(suffixes, tensors, strict=True)
     return [(suffix, results[number].astype(np.float32), None) for suffix, number in pairs]
 

@@ -29,17 +29,22 @@ from .certificate import recertify
 from .driver import CompiledGraph, CompileResult, resolve_targets
 from .gpu_side import arena_on, gpu_side, members
 from .manifest_entries import (
+    GPU_IMAGE_IR_MEMBER,
     GPU_IR_MEMBER,
+    IMAGE_IR_MEMBER,
     IR_MEMBER,
     pass_entry,
     producer,
     target_entry,
     weights_entry,
 )
-from .repack import COMPILE_AGAIN, StoredWeights
-from .stored_graphs import ALIGNMENTS, LAYOUTS, StoredGraphs
+from .repack import StoredWeights
+from .retarget_guests import GUESTS, Guests, check_guests, onnx_weights, without
+from .stored_graphs import ALIGNMENTS, LAYOUTS, StoredGraphs, ranks_in
 
 SIDES = ("cpu", "gpu")
+ORDER = ("cpu", *GUESTS, "gpu")
+"""Sides in the order in which the manifest lists their targets."""
 
 
 def retarget(
@@ -81,6 +86,11 @@ class Change:
         """The rows of a side whose code stays."""
         return [row for row in self.rows.values() if row is not None and side_of(row["kind"]) == side]
 
+    @property
+    def guests(self) -> Guests:
+        """The part of other systems."""
+        return Guests(self.rows, tuple(t for t in self.made if side_of(t.kind) in GUESTS))
+
 
 def side_of(kind: str) -> str:
     """The side of an artifact that a kind of target is on; the kind itself where this llamac does not know it."""
@@ -91,12 +101,10 @@ def changes(source: Artifact, targets: str | Sequence[str], remove: Sequence[str
     """What to do, in the order of `compile`: CPUs, then GPUs, each kind in the order of the file (LLC0603, LLC0613)."""
     names = [targets] if isinstance(targets, str) else list(targets)
     made = resolve_targets(names) if names else []
-    if any(row.get("ranks") for row in source.manifest["targets"]) or any(t.ranks > 1 for t in made):
-        reason = "the model is divided among ranks, or would be; the file holds the IR of one of them alone"
-        raise LlamacError("LLC0614", str(source.path), reason, COMPILE_AGAIN)
+    _check_division(made, ranks_in(source.manifest))
     there = {row["name"]: row for row in source.manifest["targets"]}
     for name, kind in [*((t.name, t.kind) for t in made), *((name, row["kind"]) for name, row in there.items())]:
-        if side_of(kind) not in SIDES:
+        if side_of(kind) not in ORDER:
             reason = f"code of the kind {kind} is made from a checkpoint only"
             raise LlamacError("LLC0614", name, reason, "compile the checkpoint with all targets")
     for name in remove:
@@ -112,9 +120,20 @@ def changes(source: Artifact, targets: str | Sequence[str], remove: Sequence[str
             "LLC0603", "--target", "no target is named", "--target sm_86 adds code, --remove takes it out"
         )
     kinds = {t.name: t.kind for t in made}
-    order = {side: number for number, side in enumerate(SIDES)}
+    order = {side: number for number, side in enumerate(ORDER)}
+    check_guests(source, made, [side_of(kinds[n] if n in kinds else there[n]["kind"]) for n in rows])
     ranked = sorted(rows, key=lambda n: order.get(side_of(kinds[n] if n in kinds else there[n]["kind"]), len(order)))
     return Change(tuple(made), {name: rows[name] for name in ranked})
+
+
+def _check_division(made: Sequence[Target], ranks: int) -> None:
+    """LLC0617 for a target that would divide the model otherwise than the file does."""
+    for target in made:
+        if target.ranks != ranks:
+            counts = (target.ranks, ranks)
+            ways = [f"divides the model among {n} processes" if n > 1 else "keeps it whole" for n in counts]
+            reason = f"it {ways[0]}, and the file {ways[1]}: their weights lie differently"
+            raise LlamacError("LLC0617", target.name, reason, "compile the checkpoint for it, into a file of its own")
 
 
 @dataclass
@@ -135,15 +154,17 @@ class Work:
     stored: StoredGraphs
     change: Change
     sides: dict[str, Side]
+    guests: Guests
     certificate: dict[str, Any] | None = None
 
 
 def _prepared(stored: StoredGraphs, change: Change, progress: Progress) -> Work:
     """Graphs, code and certificate, before a byte is written; packing weights comes with the writing."""
-    work = Work(stored, change, {})
+    work = Work(stored, change, {}, change.guests)
     for name in SIDES:
-        made = change.made_on(name)
-        if made or change.kept_on(name):
+        is_shared = name == "cpu" and work.guests.has_tvm
+        made: list[Any] = [*change.made_on(name), *(work.guests.made if is_shared else ())]
+        if made or change.kept_on(name) or is_shared:
             side = work.sides[name] = Side(name)
             if stored.has(name):
                 side.compiled = stored.graph(name) if made else None
@@ -151,6 +172,10 @@ def _prepared(stored: StoredGraphs, change: Change, progress: Progress) -> Work:
                 side.compiled, side.held = stored.other_graph(name)
     _compile_cpu(work, progress)
     _compile_gpu(work, progress)
+    if work.guests.made:
+        compiled = work.sides["cpu"].compiled
+        assert compiled is not None
+        work.guests.build(compiled, stored.manifest)
     certificate = stored.manifest.get("certificate")
     kinds = list(work.sides)
     if certificate is not None and certificate.get("kinds", ["cpu"]) != kinds:
@@ -161,7 +186,7 @@ def _prepared(stored: StoredGraphs, change: Change, progress: Progress) -> Work:
 
 def _compile_cpu(work: Work, progress: Progress) -> None:
     side, made = work.sides.get("cpu"), work.change.made_on("cpu")
-    if side is None or side.compiled is None:
+    if side is None or side.compiled is None or not made:
         return
     zig_command()
     source = source_of(side.compiled, work.stored.manifest["model"]["name"])
@@ -173,7 +198,7 @@ def _compile_cpu(work: Work, progress: Progress) -> None:
     with tempfile.TemporaryDirectory(prefix="llamac-") as folder:
         for number, target in enumerate(made):
             progress("compiling code", number, len(made))
-            side.code[f"code/{target.name}.so"] = compile_code(source, target, Path(folder))
+            side.code[f"code/{target.stem}.so"] = compile_code(source, target, Path(folder))
     side.code["code/model.c"] = source.encode()
     side.rows = {t.name: target_entry(t) for t in made}
 
@@ -190,8 +215,8 @@ def _compile_gpu(work: Work, progress: Progress) -> None:
 
 
 def _plans(row: Mapping[str, Any]) -> list[str]:
-    """The members with the launch plans of a GPU target."""
-    return [name for name in (row["code"], row.get("fallback")) if name]
+    """The members with the launch plans of a GPU target, those of the ranks behind the first too."""
+    return [name for name in (row["code"], row.get("fallback"), *row.get("others", ())) if name]
 
 
 def _made(work: Work) -> Made:
@@ -213,11 +238,13 @@ def _write(work: Work, path: Path, memory: int, progress: Progress) -> CompileRe
     sizes = {row["layout"]: row["bytes"] for row in manifest["weights"]}
     with ArtifactWriter(path, expected_bytes=sum(sizes.values())) as writer:
         _write_weights(work, writer, memory, sum(sizes.values()), progress)
+        work.guests.write_onnx(writer, source)
         for name, data in _code(work).items():
             if data is None:
                 writer.copy_member(source, name)
             else:
                 writer.add_bytes(name, data)
+        work.guests.write_code(writer, source)
         _write_ir(work, writer)
         for name in [*_files(manifest), *([manifest["chat_template"]] if manifest["chat_template"] else [])]:
             writer.copy_member(source, name)
@@ -239,7 +266,8 @@ def _write_weights(work: Work, writer: ArtifactWriter, memory: int, total: int, 
 
     for name, side in work.sides.items():
         if side.held is None:
-            writer.copy_member(work.stored.artifact, work.stored.weights(name)["member"], progress=advance)
+            for row in work.stored.all_weights(name):
+                writer.copy_member(work.stored.artifact, row["member"], progress=advance)
             continue
         assert side.compiled is not None
         with writer.open_stream(f"weights/{LAYOUTS[name]}.bin", side.compiled.limits.weight_bytes) as stream:
@@ -268,7 +296,7 @@ def _code(work: Work) -> dict[str, bytes | None]:
 
 def _rows(work: Work) -> list[dict[str, Any]]:
     """The targets as the manifest will list them."""
-    made = {name: row for side in work.sides.values() for name, row in side.rows.items()}
+    made = {name: row for side in work.sides.values() for name, row in side.rows.items()} | work.guests.entries
     return [made[name] if row is None else row for name, row in work.change.rows.items()]
 
 
@@ -280,9 +308,9 @@ def _write_ir(work: Work, writer: ArtifactWriter) -> None:
         else:
             assert side.compiled is not None
             writer.add_bytes(member, print_module(side.compiled.module).encode())
-    image = work.stored.manifest.get("image")
-    if image is not None and "cpu" in work.sides:
-        writer.copy_member(work.stored.artifact, image["ir"])
+    for number, image in enumerate(map(work.stored.image, work.sides)):
+        if image is not None:
+            writer.copy_member(work.stored.artifact, image["ir"], (IMAGE_IR_MEMBER, GPU_IMAGE_IR_MEMBER)[number])
 
 
 def _manifest(work: Work) -> dict[str, Any]:
@@ -291,21 +319,29 @@ def _manifest(work: Work) -> dict[str, Any]:
     passes = {name: _passes(stored, side) for name, side in sides.items()}
     memory = {name: _memory(work, side) for name, side in sides.items()}
     main, *second = sides
-    manifest = {key: value for key, value in stored.manifest.items() if key not in ("members", "gpu", "image")}
-    manifest["producer"] = producer("cpu" in sides, "gpu" in sides)
+    guests, dropped = work.guests, {"members", "gpu", "image", *([] if work.guests.has_onnx else ["onnx"])}
+    manifest = {key: value for key, value in stored.manifest.items() if key not in dropped}
+    manifest["producer"] = producer("cpu" in sides, "gpu" in sides, guests.has_tvm, guests.has_onnx)
     manifest["targets"] = _rows(work)
-    manifest["weights"] = [_weights_row(stored, side) for side in sides.values()]
+    manifest["weights"] = [row for side in sides.values() for row in _weights_rows(stored, side)]
+    manifest["weights"] += [onnx_weights(stored.manifest)] if guests.has_onnx else []
     manifest["ir"], manifest["passes"] = IR_MEMBER, passes[main]
     manifest["memory"] = {**stored.manifest["memory"], **memory[main]}
     for name in second:
         manifest["gpu"] = {"ir": GPU_IR_MEMBER, "passes": passes[name], "memory": memory[name]}
-    if "image" in stored.manifest and main == "cpu":
-        manifest["image"] = stored.manifest["image"]
+        if (image := stored.image(name)) is not None:
+            manifest["gpu"]["image"] = {"ir": GPU_IMAGE_IR_MEMBER, "passes": image["passes"]}
+    if (image := stored.image(main)) is not None:
+        manifest["image"] = {**image, "ir": IMAGE_IR_MEMBER}
     if "certificate" in stored.manifest:
         manifest["certificate"] = work.certificate
-    ledgers = [side.compiled.context.ledger for side in sides.values() if side.held is not None and side.compiled]
+    compiled = [side for side in sides.values() if side.compiled is not None]
+    ledgers = [s.compiled.context.ledger for s in compiled if s.compiled and (s.held is not None or guests.made)]
     for ledger in ledgers:
         manifest["ledger"] = [entry.to_json() for entry in ledger]
+    names = {row["name"] for row in manifest["targets"]}
+    gone = [row for row in stored.manifest["targets"] if row["name"] not in names]
+    manifest["ledger"] = without(manifest["ledger"], gone)
     return manifest
 
 
@@ -316,11 +352,11 @@ def _passes(stored: StoredGraphs, side: Side) -> list[dict[str, Any]]:
     return [pass_entry(record) for record in side.compiled.records]
 
 
-def _weights_row(stored: StoredGraphs, side: Side) -> dict[str, Any]:
+def _weights_rows(stored: StoredGraphs, side: Side) -> list[dict[str, Any]]:
     if side.held is None:
-        return stored.weights(side.name)
+        return stored.all_weights(side.name)
     assert side.compiled is not None
-    return weights_entry(f"weights/{LAYOUTS[side.name]}.bin", side.compiled)
+    return [weights_entry(f"weights/{LAYOUTS[side.name]}.bin", side.compiled)]
 
 
 def _memory(work: Work, side: Side) -> dict[str, int]:

@@ -75,10 +75,10 @@ TARGETS: dict[str, Target] = {
             "cpu",
             _X86,
             "x86_64_v4+avx512vnni+avx512bf16+avx512vbmi+avx512vbmi2+avx512bitalg+avx512vpopcntdq+avx512ifma+gfni"
-            "+amx_tile+amx_int8",
-            (*_V4, "avx512_vnni", "avx512_bf16", *_AVX512_BYTES, "amx_tile", "amx_int8"),
+            "+amx_tile+amx_int8+amx_bf16",
+            (*_V4, "avx512_vnni", "avx512_bf16", *_AVX512_BYTES, "amx_tile", "amx_int8", "amx_bf16"),
             "cpu-panel16",
-            "AVX-512 with AMX tiles for integers: Sapphire Rapids and later",
+            "AVX-512 with AMX tiles for integers and bf16: Sapphire Rapids and later",
         ),
         Target(
             "aarch64",

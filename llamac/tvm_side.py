@@ -52,10 +52,27 @@ class TvmSide:
                 from llamac.backends.tvm.link import shared_library
 
                 built.members[plan.code] = shared_library(lowered, target.triple, target.cpu)
+                plan = self._add_encoder(plan, target, built)
             else:
                 plan = self._write_source(plan, lowered, target, built)
             built.members[plan_member(target)] = write_tvm_plan(plan)
         return built
+
+    def _add_encoder(self, plan: TvmPlan, target: Target, built: TvmBuilt) -> TvmPlan:
+        """Add the code of the image encoder, where there is one; the step's plan with its name."""
+        if self.compiled.image is None:
+            return plan
+        from llamac.backends.tvm.link import shared_library
+        from llamac.backends.tvm.lowering import lower
+
+        lowered = lower(self.compiled.image)
+        code = _code_member(target).replace(".so", ".image.so")
+        weights = tuple(TvmWeight(w.weight, w.dtype, w.shape) for w in lowered.weights)
+        encoder = TvmPlan(target.name, lowered.name, code, weights, lowered.inputs, 0, (), lowered.kernels)
+        member = plan_member(target).replace(".json", ".image.json")
+        built.members[code] = shared_library(lowered, target.triple, target.cpu)
+        built.members[member] = write_tvm_plan(encoder)
+        return replace(plan, encoder=member)
 
     def _write_source(self, plan: TvmPlan, lowered: Lowered, target: Target, built: TvmBuilt) -> TvmPlan:
         """Add the source of every kernel that TVM can write for a device; the plan with their names."""
@@ -76,13 +93,15 @@ class TvmSide:
 def tvm_side(compiled: CompiledGraph, targets: Sequence[Target], config: LlamaConfig) -> TvmSide:
     """The side of `targets` (LLC0943 for a model that TVM's device cannot run); its limits go to the ledger."""
     require_tvm()
-    if config.cross_layers:
-        reason = "TVM's device keeps no vision tokens, which this layer attends to"
-        hint = "compile for a CPU target; `llamac verify --against tvm` runs that artifact's model through TVM"
+    sources = [target.name for target in targets if target.kind == "tvm-source"]
+    if sources and config.cross_layers:
+        reason = "no source is written for attention to vision tokens, which this layer has"
+        hint = f"compile for tvm:llvm or a CPU target, without {sources[0]}"
         raise LlamacError("LLC0943", f"layers.{config.cross_layers[0]}", reason, hint)
-    if config.vision is not None:
-        reason = "TVM's device takes no pictures; targets for CPUs take them"
-        compiled.context.ledger.append(LedgerEntry("absent", "pictures", "the code of TVM takes text only", reason))
+    if sources and compiled.image is not None:
+        what = f"no source of the image encoder for {', '.join(sources)}"
+        reason = "only the kernels of the step are written for devices that are not here"
+        compiled.context.ledger.append(LedgerEntry("absent", "pictures", what, reason))
     return TvmSide(compiled, tuple(targets))
 
 

@@ -24,6 +24,8 @@ BLOCKS: dict[str, tuple[int, int]] = {
     "i8": (1, 1),
     "u8": (1, 1),
     "i32": (1, 4),
+    "i4": (1, 1),
+    "u4": (1, 1),
     "q4_0": (32, 18),
     "q4_1": (32, 20),
     "q5_0": (32, 22),
@@ -35,8 +37,8 @@ BLOCKS: dict[str, tuple[int, int]] = {
 }
 """Encoding -> (values in a block, bytes of a block). A row of a weight is a whole number of blocks."""
 
-ONLY_IN_PARTS = frozenset({"i8", "u8", "i32"})
-"""Encodings of parts of packed weights: integers that are no values by themselves."""
+ONLY_IN_PARTS = frozenset({"i4", "u4", "i8", "u8", "i32"})
+"""Encodings of parts of packed weights: integers that are no values by themselves, those of 4 bits one a byte."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from llamac.errors import LlamacError
 
 from .checkpoint import BLOCKS, ONLY_IN_PARTS, Checkpoint, FileRows, StoredTensor
 from .gguf_file import GgufFile, GgufTensor, read_gguf
+from .gguf_mmproj import images_beside
 from .gguf_text import read_gguf_text
+from .hf_weights import vision_shapes
 from .ledger import LedgerEntry
 from .llama.config import LlamaConfig
 from .llama.gguf_config import config_from_gguf
@@ -55,12 +57,13 @@ def read_gguf_checkpoint(path: Path) -> Checkpoint:
         divisors=_divisors(file, table),
         ledger=ledger,
     )
-    found = [_weight(file, tensor, config) for tensor in file.tensors if tensor.name != DIVISORS]
+    found = {tensor.name: tensor for tensor in _weights(file, config)}
+    config, images = images_beside(file, config, ledger)
     text = read_gguf_text(file.metadata, file.path.name, config.vocab_size)
     license_name = file.metadata.get("general.license")
     return Checkpoint(
         config=config,
-        tensors=check_weights(config, {tensor.name: tensor for tensor in found}, GGUF),
+        tensors=check_weights(config, found | images, GGUF, vision_shapes(config)),
         format="gguf",
         tokenizer=text.tokenizer,
         chat_template=text.chat_template,
@@ -69,6 +72,10 @@ def read_gguf_checkpoint(path: Path) -> Checkpoint:
         license=license_name if isinstance(license_name, str) and license_name else None,
         ledger=[*ledger, *text.ledger],
     )
+
+
+def _weights(file: GgufFile, config: LlamaConfig) -> list[StoredTensor]:
+    return [_weight(file, tensor, config) for tensor in file.tensors if tensor.name != DIVISORS]
 
 
 def _check_not_split(file: GgufFile) -> None:

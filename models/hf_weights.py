@@ -62,7 +62,9 @@ KINDS = {"llama": "dense Llama", "llama4": "Llama 4", "mllama": "Llama 3.2 Visio
 
 CACHE_SCALES = ("k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale")
 """Tensors of quantized checkpoints that belong to the cache, not to a weight."""
-FUSED = re.compile(r"model\.layers\.(\d{1,6})\.feed_forward\.experts\.(gate_up_proj|down_proj)(_scale)?")
+FUSED = re.compile(
+    r"model\.layers\.(\d{1,6})\.feed_forward\.experts\.(gate_up_proj|down_proj)(_scale|_weight_scale|_input_scale)?"
+)
 EXPERT = re.compile(r"model\.layers\.(\d{1,6})\.feed_forward\.experts\.(\d{1,6})\.(gate|up|down)_proj")
 
 
@@ -141,6 +143,8 @@ class HfWeights:
             place, reason = "head", "tie_word_embeddings is true: the head is the embedding table"
         elif self.quantized and tensor.name.rpartition(".")[2] in CACHE_SCALES:
             place, reason = model_place(tensor.name, HF), "the scale of a quantized key-value cache; see --kv"
+        elif self.quantized and FUSED.fullmatch(tensor.name) and tensor.name.endswith("_input_scale"):
+            place, reason = model_place(tensor.name, HF), "the scale of activations, which follow --quantize"
         else:
             return False
         self.ledger.append(entry("ignored", place, tensor.stored[:120], reason))
@@ -156,7 +160,8 @@ class HfWeights:
             return
         fused = FUSED.fullmatch(tensor.name)
         if fused and self.config.is_moe(int(fused.group(1))):
-            self._fused_experts(tensor, f"layers.{fused.group(1)}.moe", fused.group(2), bool(fused.group(3)))
+            place, kind = f"layers.{fused.group(1)}.moe", fused.group(2)
+            (self._fused_scales if fused.group(3) else self._fused_experts)(tensor, place, kind)
             return
         module, _, part = tensor.name.rpartition(".")
         one = EXPERT.fullmatch(module)
@@ -198,19 +203,55 @@ class HfWeights:
             return llama4_vision.NAMES.translated(name, HF, MODEL)
         return None
 
-    def _fused_experts(self, tensor: LocatedTensor, place: str, kind: str, is_scale: bool) -> None:
-        """gate_up_proj [E, in, 2 out] and down_proj [E, in, out]; scales have one number for each output."""
-        part, views = "weight_scale" if is_scale else "weight", tensor.matrices()
+    def _fused_experts(self, tensor: LocatedTensor, place: str, kind: str) -> None:
+        """gate_up_proj [E, in, 2 out] and down_proj [E, in, out]."""
+        views = tensor.matrices()
         if len(tensor.header.shape) != 3:
             reason = f"{tensor.stored} has the shape {list(tensor.header.shape)}, expected a matrix for each expert"
             raise LlamacError("LLC0208", place, reason, "the config belongs to another checkpoint, or is damaged")
         if kind == "down_proj":
-            upright = is_scale and views[0].columns == 1
-            self._part(f"{place}.down", part, tensor, below(v if upright else v.transposed for v in views))
+            self._part(f"{place}.down", "weight", tensor, below(v.transposed for v in views))
             return
         half = views[0].columns // 2
-        self._part(f"{place}.gate", part, tensor, below(v.column_range(0, half).transposed for v in views))
-        self._part(f"{place}.up", part, tensor, below(v.column_range(half, v.columns).transposed for v in views))
+        self._part(f"{place}.gate", "weight", tensor, below(v.column_range(0, half).transposed for v in views))
+        self._part(f"{place}.up", "weight", tensor, below(v.column_range(half, v.columns).transposed for v in views))
+
+    def _expert_outputs(self, name: str) -> int:
+        """Outputs of one expert's matrix in `layers.N.moe.KIND`."""
+        assert self.config.moe is not None
+        return self.config.hidden_size if name.endswith("down") else self.config.moe.intermediate_size
+
+    def _fused_scales(self, tensor: LocatedTensor, place: str, kind: str) -> None:
+        """Scales of fused experts: one for each output, one for each expert, or one for all of a layer."""
+        inner = self._expert_outputs(f"{place}.gate")
+        outputs = self._expert_outputs(f"{place}.down") if kind == "down_proj" else 2 * inner
+        columns = self._scale_columns(tensor, place, outputs)
+        upright = replace(tensor, header=replace(tensor.header, shape=(len(columns) * columns[0].rows, 1)))
+        if kind == "down_proj" or columns[0].rows == 1:
+            names = ("down",) if kind == "down_proj" else ("gate", "up")
+            for name in names:
+                self._part(f"{place}.{name}", "weight_scale", upright, below(columns))
+            return
+        self._part(f"{place}.gate", "weight_scale", upright, below(c.row_range(0, inner) for c in columns))
+        self._part(f"{place}.up", "weight_scale", upright, below(c.row_range(inner, c.rows) for c in columns))
+
+    def _scale_columns(self, tensor: LocatedTensor, place: str, outputs: int) -> list[MatrixView]:
+        """A column of numbers for each expert, wherever axes of one lie: [E, 1, out], [E, out, 1], [E, out] or [E].
+
+        A single number stays one. LLC0208 for any other shape.
+        """
+        assert self.config.moe is not None
+        h, experts = tensor.header, self.config.moe.experts
+        item = DTYPE_BITS[h.dtype] // 8
+        sizes = tuple(size for size in h.shape if size != 1)
+        if not sizes:
+            return [MatrixView(tensor.file, h.offset, 1, 1, item, item)]
+        if sizes not in ((experts,), (experts, outputs)):
+            reason = f"{tensor.stored[:120]} has the shape {list(h.shape)}, expected scales of {experts} experts"
+            raise LlamacError("LLC0208", place, reason, "the config belongs to another checkpoint, or is damaged")
+        step = item if len(sizes) == 2 else 0
+        each = outputs * item if len(sizes) == 2 else item
+        return [MatrixView(tensor.file, h.offset + e * each, outputs, 1, step, item) for e in range(experts)]
 
     def _join_experts(self, name: str, part: str, experts: Mapping[int, LocatedTensor]) -> None:
         """The matrices of all experts below one another; every expert must be there."""
@@ -228,7 +269,12 @@ class HfWeights:
         if odd is not None:
             reason = f"{odd.stored[:120]} is stored as {odd.header.dtype}, other experts as {first.header.dtype}"
             raise LlamacError("LLC0209", name, reason, "convert the checkpoint again")
-        self._part(name, part, first, below(v for index in range(count) for v in experts[index].matrices()))
+        views = [view for index in range(count) for view in experts[index].matrices()]
+        if part == "weight_scale" and all((view.rows, view.columns) == (1, 1) for view in views):
+            # One number for a matrix: it counts for each of its outputs.
+            first = replace(first, header=replace(first.header, shape=(1, 1)))
+            views = [replace(view, rows=self._expert_outputs(name), row_stride=0) for view in views]
+        self._part(name, part, first, below(views))
 
     def _unknown(self, tensor: LocatedTensor) -> NoReturn:
         kind = KINDS[self.config.architecture]

@@ -14,10 +14,13 @@ from .checkpoint import BLOCKS, StoredTensor
 
 WORD = 32
 ENCODING = re.compile(
-    r"(fp8|int8|ct4|ct8|gptq4|gptq8|gptqv2_4|gptqv2_8|awq4|pairs4)-(row|tensor|g\d{1,6})-(sym|asym)-(f16|bf16|f32)"
+    r"(fp8|int8|ct4|ct8|gptq4|gptq8|gptqv2_4|gptqv2_8|awq4|pairs4|i4|u4|i8|u8)"
+    r"-(row|tensor|g\d{1,6})-(sym|asym)-(f16|bf16|f32)"
 )
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """AWQ puts outputs 0 2 4 6 1 3 5 7 into a word, lowest bits first: output r is its integer AWQ_ORDER[r]."""
+SPREAD = ("i4", "u4", "i8", "u8")
+"""Layouts of integers that a reader has taken apart, one a byte; "asym" has a minimum for each group."""
 KERNEL_GROUPS = (16, 32, 64, 128)
 """Group sizes that the packed formats of the compiler have; wider ones are told as several groups of 128."""
 
@@ -28,7 +31,8 @@ class PackedEncoding:
 
     layout: "fp8" and "int8" store a value a byte; "ct4", "ct8" (compressed-tensors) and "gptq4", "gptq8" words that
     run along the inputs; "awq4" words that run along the outputs, "pairs4" (ModelOpt) bytes of two outputs. GPTQ's
-    first version stores zero points less one, "gptqv2_4" and "gptqv2_8" store them as they are.
+    first version stores zero points less one, "gptqv2_4" and "gptqv2_8" store them as they are. "i4", "u4", "i8" and
+    "u8" are `SPREAD`.
     """
 
     layout: str
@@ -65,6 +69,10 @@ class PackedEncoding:
         found = {"scale": ((scale_rows, groups), self.scale)}
         if self.layout in ("fp8", "int8"):
             found["quants"] = ((rows, columns), "e4m3fn" if self.layout == "fp8" else "i8")
+        elif self.layout in SPREAD:
+            found["quants"] = ((rows, columns), self.layout)
+            if not self.symmetric:
+                found["mins"] = ((scale_rows, groups), "f32")
         elif self.layout == "pairs4":
             found["words"] = ((-(-rows // 2), columns), "u8")
         elif self.layout == "awq4":

@@ -30,7 +30,8 @@ class Piece:
     """A rectangle of a matrix: rows [row, row + rows) x columns [column, column + columns).
 
     Its element (i, j) lies at `offset + i * row_stride + j * column_stride` of `file`, strides in bytes. One of the two
-    strides is the size of an element: a transposed matrix has the large one between its columns.
+    strides is the size of an element: a transposed matrix has the large one between its columns. A row_stride of 0
+    repeats one row: a number that counts for many.
     """
 
     file: Path
@@ -127,10 +128,11 @@ class _Lines:
         return np.ndarray((count, length), UNSIGNED[self.item], buffer, strides=(self.stride, self.item))
 
     def _one_by_one(self, offset: int, shape: tuple[int, ...]) -> NDArray[Any]:
-        lines = np.empty(shape, UNSIGNED[self.item])
-        for index, line in enumerate(lines.view(np.uint8).reshape(shape[0], -1)):
+        """Line by line; a stride of 0 repeats one line, which is read once."""
+        lines = np.empty((shape[0] if self.stride else 1, shape[1]), UNSIGNED[self.item])
+        for index, line in enumerate(lines.view(np.uint8).reshape(len(lines), -1)):
             self._fill(line.data, offset + index * self.stride)
-        return lines
+        return np.broadcast_to(lines, shape)
 
     def _fill(self, view: memoryview, offset: int) -> None:
         read_fully(self.file, view, offset, self.name, self.place)

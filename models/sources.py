@@ -10,6 +10,7 @@ from llamac.errors import LlamacError
 from .capture.captured import CapturedModel
 from .checkpoint import Checkpoint
 from .gguf_file import MAGIC
+from .gguf_mmproj import is_image_file
 from .gguf_reader import read_gguf_checkpoint
 from .hf_config import read_config, without_quantization
 from .input_files import check_not_lfs_pointer
@@ -101,7 +102,7 @@ def _open_directory(path: Path) -> Checkpoint:
         return open_onnx(model).checkpoint
     if (path / "config.json").is_file():
         return read_hf_directory(path)
-    files = sorted(path.glob("*.gguf"))
+    files = sorted(file for file in path.glob("*.gguf") if not is_image_file(file))
     if len(files) == 1:
         return read_gguf_checkpoint(files[0])
     if files:

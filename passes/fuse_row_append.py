@@ -78,9 +78,10 @@ def _projection(graph: Graph, append: Op) -> _Projection | str:
 def _fuse(graph: Graph, append: Op, found: _Projection) -> None:
     product = found.product
     angles: list[Value] = list(append.operands[2:4]) if append.opcode == "rope_append" else []
-    operands = [append.operands[0], *product.operands, *angles, *append.operands[-3:]]
+    rows = append.operands[2 + len(angles) :]
+    operands = [append.operands[0], *product.operands, *angles, *rows]
     names = ["cache", str(product.attributes["operands"]), *(["cos sin"] if angles else [])]
-    names += ["positions sequence_of_token page_tables"]
+    names += ["positions sequence_of_token page_tables", *["kv_scales"] * (len(rows) - 3)]
     dtype = between_type(format_of(str(product.attributes["format"])))
     places = {name: append.attributes[name] for name in ("layer", "heads")}
     attributes = {**product.attributes, **found.attributes, **places, "dtype": dtype, "operands": " ".join(names)}

@@ -25,7 +25,9 @@ from .fuse_residual import FuseResidual
 from .fuse_rms_norm import FuseRmsNorm
 from .lower_encoder_attention import LowerEncoderAttention
 from .lower_image_cache import LowerImageCache
+from .lower_image_rows import LowerImageRows
 from .lower_kv_cache import PAGE
+from .pack_rows import PackRows
 from .pack_weights import PackWeights
 from .pipelines import Quantization
 from .plan_memory import PlanMemory
@@ -118,4 +120,25 @@ def lower_encoder(model: EncoderCounts, kv_dtype: str, rows: int, page: int, wid
         Step(EnterKernel()),
         Step(RollLayers()),
         Step(PlanMemory(rows)),
+    ]
+
+
+def gpu_image_pipeline(model: EncoderCounts, q: Quantization, kv_dtype: str, rows: int, page: int = PAGE) -> list[Step]:
+    """Everything between the captured encoder and its launches on a GPU; arguments as in `image_pipeline`."""
+    return [*raise_encoder(model), *cast_encoder(q), *lower_encoder_to_gpu(model, kv_dtype, page)]
+
+
+def lower_encoder_to_gpu(model: EncoderCounts, kv_dtype: str, page: int) -> list[Step]:
+    """Model -> kernel, for the GPU backend: eight kernels a block, seven without rotation, two more with gates."""
+    norms = 2 * model.layers + model.norms
+    return [
+        Step(LowerEncoderAttention(), {"attention": model.layers}),
+        Step(LowerImageCache(float_kv(kv_dtype), page), {"layer": model.cross}),
+        Step(FuseRearrange()),
+        Step(SelectKernels(pairs=False)),
+        Step(PackRows()),
+        Step(LowerImageRows(), {"attention": model.layers, "norm": norms}),
+        Step(DedupeOps()),
+        Step(EliminateDead()),
+        Step(EnterKernel()),
     ]

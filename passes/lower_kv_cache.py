@@ -31,7 +31,7 @@ from .fuse_qkv import PLUMBING, projection
 from .lower_cross_attention import CACHE, PAST_PREFIXES, TABLES, CrossLayer, cross_cache, read_cross_layer
 
 PAGE = 256
-_HINT = "choose one, or `--kv int8`, which quantize-kv makes of f16"
+_HINT = "choose one, or `--kv int8` or `--kv fp8`, which quantize-kv makes of f16"
 _SPLIT = Node("transpose", Node("reshape", Any("flat")))
 
 

@@ -24,6 +24,7 @@ from .fuse_gated_linear import FuseGatedLinear
 from .fuse_gqa import FuseGqa
 from .fuse_head import FuseHead
 from .fuse_qkv import FuseQkv
+from .fuse_qkv_append import FuseQkvAppend
 from .fuse_quantize_rows import FuseQuantizeRows
 from .fuse_residual import FuseResidual
 from .fuse_rms_norm import FuseRmsNorm
@@ -34,6 +35,7 @@ from .fuse_row_residual import FuseRowResidual
 from .fuse_row_swiglu import FuseRowSwiglu
 from .fuse_swiglu import FuseSwiglu
 from .fuse_temperature import FuseTemperature
+from .fuse_vision_rows import FuseVisionRows
 from .lower_kv_cache import PAGE, LowerKvCache
 from .lower_moe_routing import LowerMoeRouting
 from .pack_rows import PackRows
@@ -47,29 +49,33 @@ from .raise_linear import RaiseLinear
 from .raise_merge_rows import RaiseMergeRows
 from .raise_moe import RaiseMoe
 from .roll_layers import RollLayers
+from .round_activations import RoundActivations
 from .select_kernels import SelectKernels
 from .shard_tensors import ShardTensors
 from .widen_activations import WidenActivations
 
 SCHEMES = ("keep", "f32", "f16", "bf16", "fp8", "int8", "int4")
-WIDE = ":f32-activations"
+WIDE, EIGHT = ":f32-activations", ":fp8-activations"
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """What `--quantize SCHEME[:gN][:asym][:f32-activations]` asks for.
+    """What `--quantize SCHEME[:gN][:asym][:f32-activations|:fp8-activations]` asks for.
 
-    wide: inputs of bf16 and fp8 weights stay in f32 on a CPU, instead of being rounded to bf16.
+    wide: inputs of bf16 and fp8 weights stay in f32 on a CPU, instead of being rounded to bf16. eight: inputs of fp8
+    weights are rounded to 8-bit floats in the large steps of a GPU.
     """
 
     scheme: str = "keep"
     group: int = 32
     asymmetric: bool = False
     wide: bool = False
+    eight: bool = False
 
     def __str__(self) -> str:
         group = f":g{self.group}" if self.group != 32 else ""
-        return f"{self.scheme}{group}{':asym' if self.asymmetric else ''}{WIDE if self.wide else ''}"
+        activations = WIDE if self.wide else EIGHT if self.eight else ""
+        return f"{self.scheme}{group}{':asym' if self.asymmetric else ''}{activations}"
 
 
 def parse_quantization(text: str) -> Quantization:
@@ -78,12 +84,14 @@ def parse_quantization(text: str) -> Quantization:
     if scheme not in SCHEMES:
         hint = f"choose {', '.join(SCHEMES)}"
         raise LlamacError("LLC0104", "--quantize", f"unknown scheme '{scheme}'{did_you_mean(scheme, SCHEMES)}", hint)
-    group, asymmetric, wide = 32, False, False
+    group, asymmetric, wide, eight = 32, False, False, False
     for option in options:
         if option == "asym":
             asymmetric = True
         elif f":{option}" == WIDE:
             wide = True
+        elif f":{option}" == EIGHT:
+            eight = True
         elif option in ("g32", "g64", "g128"):
             group = int(option[1:])
         else:
@@ -91,14 +99,17 @@ def parse_quantization(text: str) -> Quantization:
                 "LLC0104",
                 "--quantize",
                 f"unknown option '{option}'",
-                "use :g32, :g64, :g128, :asym or :f32-activations",
+                "use :g32, :g64, :g128, :asym, :f32-activations or :fp8-activations",
             )
-    if len(options) > wide and scheme not in ("int8", "int4"):
+    if len(options) > wide + eight and scheme not in ("int8", "int4"):
         raise LlamacError("LLC0104", "--quantize", f"'{scheme}' takes no groups", "only int8 and int4 have them")
     if wide and scheme not in ("keep", "bf16", "fp8"):
         reason = f"'{scheme}' weights are never multiplied with activations in bf16"
         raise LlamacError("LLC0104", "--quantize", reason, "leave :f32-activations out")
-    return Quantization(scheme, group, asymmetric, wide)
+    if eight and (wide or scheme not in ("keep", "fp8")):
+        reason = f"'{text[:60]}' asks for activations in 8-bit floats without weights in them, or for two types of them"
+        raise LlamacError("LLC0104", "--quantize", reason, "fp8:fp8-activations is such a recipe")
+    return Quantization(scheme, group, asymmetric, wide, eight)
 
 
 @dataclass(frozen=True)
@@ -218,11 +229,10 @@ def to_kernels(model: LayerCounts, q: Quantization, uniform: bool, share: Share 
 
 
 def lower_cache(model: LayerCounts, kv_dtype: str, page: int) -> list[Step]:
-    """One sequence with past -> the ragged step over a cache of `kv_dtype`, int8 being the quantized one."""
+    """One sequence with past -> the ragged step over a cache of `kv_dtype`, of which int8 and fp8 are quantized."""
     counts = {"attention": model.own, "cross_attention": model.cross}
-    if kv_dtype != QUANTIZED_KV:
-        return [Step(LowerKvCache(kv_dtype, page), counts)]
-    return [Step(LowerKvCache(float_kv(kv_dtype), page), counts), Step(QuantizeKv())]
+    lowered = Step(LowerKvCache(float_kv(kv_dtype), page), counts)
+    return [lowered, Step(QuantizeKv(QUANTIZED_KV[kv_dtype]))] if kv_dtype in QUANTIZED_KV else [lowered]
 
 
 def lower_to_cpu(
@@ -237,6 +247,7 @@ def lower_to_cpu(
         Step(DedupeOps()),
         Step(FuseQuantizeRows()),
         Step(FuseGatedLinear()),
+        Step(FuseQkvAppend()),
         Step(EliminateDead()),
         Step(EnterKernel()),
         Step(RollLayers()),
@@ -261,17 +272,19 @@ def cpu_pipeline(
     ]
 
 
-def lower_to_gpu(model: LayerCounts, kv_dtype: str, page: int, share: Share = WHOLE) -> list[Step]:
+def lower_to_gpu(model: LayerCounts, kv_dtype: str, page: int, share: Share = WHOLE, eight: bool = False) -> list[Step]:
     """Model -> kernel, for the GPU backend: five kernels a layer, nine with experts."""
     layers, mixtures = model.layers, model.mixtures
     return [
         *lower_cache(model, kv_dtype, page),
         Step(SelectKernels(pairs=False)),
         Step(PackRows(), {"experts": 2 * mixtures}),
+        Step(FuseVisionRows(), {"attend": model.cross}),
         Step(FuseRowNorm(), {"norm": 2 * layers + 1}),
         Step(FuseRowSwiglu(), {"swiglu": layers}),
         Step(FuseRowAppend(), {"append": model.own}),
-        Step(FuseRowResidual(share.rank), {"residual": 2 * layers}),
+        Step(FuseRowResidual(share.rank), {"residual": 2 * model.own}),
+        *([Step(RoundActivations())] if eight else []),
         Step(DedupeOps()),
         Step(EliminateDead()),
         Step(EnterKernel()),
@@ -289,7 +302,7 @@ def gpu_pipeline(
     """Everything between capture and the launch plan of a GPU; arguments as in `cpu_pipeline`."""
     return [
         *to_kernels(model, q, uniform, share),
-        *lower_to_gpu(model, kv_dtype, page, share),
+        *lower_to_gpu(model, kv_dtype, page, share, q.eight),
     ]
 
 

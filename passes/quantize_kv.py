@@ -1,11 +1,13 @@
-"""Stores keys and values as 8-bit integers with a scale for each head and position.
+"""Stores keys and values in 8 bits: as integers with a scale for each head and position, or as e4m3fn.
 
 Before: `%c, %q = rope_append %cache, ... : kv_cache<..., page = 256, f16>, ...`
 After:  `%c, %q = rope_append %cache, ... : kv_cache<..., page = 256, i8, scale = f16>, ...`
 
 The type says it all: what appends to such a cache quantizes each key and each value of a head by its largest element,
-what attends reads integers times scales. Must not fire on a cache of vision tokens, which the image encoder writes as
-it was told to, nor twice on one cache.
+what attends reads integers times scales. With `dtype=e4m3fn` values are rounded as they are, and cut at 448; where the
+checkpoint brought scales of a layer's keys and values (`PassContext.cache_scales`), they are divided by those before,
+and multiplied when they are read: `attend %q, %c, ..., @layers.0.attn.kv_scales`. Must not fire on a cache of vision
+tokens, which the image encoder writes as it was told to, nor twice on one cache.
 """
 
 from __future__ import annotations
@@ -13,46 +15,71 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from llamac.errors import LlamacError
+from llamac.ir.builder import define_weight, make_op
 from llamac.ir.dtypes import DTYPES, F16
-from llamac.ir.graph import Module, Value
+from llamac.ir.graph import Graph, Module, Op, Value
 from llamac.ir.levels import KERNEL, LOWERING
 from llamac.ir.types import CacheType
 from llamac.transform.base import LedgerEntry, Pass, PassContext, PassResult, Refusal
 
-QUANTIZED_KV = "int8"
-"""What `--kv` calls a cache that this pass has been over."""
+QUANTIZED_KV = {"int8": "i8", "fp8": "e4m3fn"}
+"""What `--kv` calls a cache that this pass has been over -> what it then holds."""
 
 
 def float_kv(kv_dtype: str) -> str:
     """The dtype of the caches that `--kv kv_dtype` leaves as floats."""
-    return "f16" if kv_dtype == QUANTIZED_KV else kv_dtype
+    return "f16" if kv_dtype in QUANTIZED_KV else kv_dtype
 
 
 @dataclass(frozen=True)
 class QuantizeKv(Pass):
-    """Caches of floats -> caches of `dtype` with f16 scales."""
+    """Caches of floats -> caches of `dtype`: i8 with f16 scales, or e4m3fn."""
 
     name = "quantize-kv"
     requires = (LOWERING, KERNEL)
     dtype: str = "i8"
 
     def run(self, module: Module, context: PassContext) -> PassResult:
-        if self.dtype != "i8":
-            raise LlamacError("LLC0502", "dtype", f"a quantized cache can be i8, not '{self.dtype}'")
+        if self.dtype not in QUANTIZED_KV.values():
+            raise LlamacError("LLC0502", "dtype", f"a quantized cache can be i8 or e4m3fn, not '{self.dtype}'")
         caches, refusals = 0, []
         for graph in module.graphs.values():
             for value in graph.values():
                 found = value.type
-                if not isinstance(found, CacheType) or found.scale is not None:
+                if not isinstance(found, CacheType) or found.dtype.bits == 8:
                     continue
                 if not found.cross:
-                    value.type = replace(found, dtype=DTYPES[self.dtype], scale=F16)
+                    value.type = replace(found, dtype=DTYPES[self.dtype], scale=F16 if self.dtype == "i8" else None)
                     caches += value.producer is None and graph is module.main
                 elif value.producer is None and graph is module.main:
                     refusals.append(Refusal(value.reference, _WRITTEN))
                     context.ledger.append(_entry(value, found))
+        if caches and self.dtype == "e4m3fn":
+            for layer, scales in context.cache_scales.items():
+                _scale(module, layer, *scales)
         return PassResult({"cache": caches}, tuple(refusals))
 
+
+def _scale(module: Module, layer: int, key: float, value: float) -> None:
+    """Have what writes and reads the keys and values of a layer divide by its scales, and multiply with them."""
+    for graph in module.graphs.values():
+        over = [op for op in graph.ops if op.opcode in _OVER_CACHE]
+        for op in [op for op in over if f"{op.location}.".startswith(f"layers.{layer}.")]:
+            cache = next(v.cache for v in op.operands if isinstance(v.type, CacheType))
+            name = f"layers.{layer}.attn.kv_scales"
+            scales = define_weight(module, name, "cache_scales", key=key, value=value, heads=cache.kv_heads)
+            _replace(graph, op, make_op(op.opcode, (*op.operands, scales), op.attributes, op.location))
+
+
+def _replace(graph: Graph, old: Op, new: Op) -> None:
+    graph.ops.insert(graph.ops.index(old), new)
+    for before, after in zip(old.results, new.results, strict=True):
+        graph.replace(before, after)
+    old.drop_operands()
+    graph.ops.remove(old)
+
+
+_OVER_CACHE = ("rope_append", "append", "attend")
 
 _WRITTEN = "holds vision tokens, which the image encoder writes"
 

@@ -22,7 +22,7 @@ from .profiler import Profiler
 from .ranked import RankedRows
 from .read_bandwidth import ReadBandwidth
 from .run_plan import ImagePlan, MemoryPlan
-from .step_pictures import StepPictures
+from .step_pictures import StepPictures, check_pixels
 
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
@@ -188,6 +188,12 @@ class CpuDevice:
             size, memory = self.plan.caches[cache].page_bytes, self._buffers[1 + cache]
             memory[to * size : (to + 1) * size] = memory[source * size : (source + 1) * size]
 
+    def cache_memory(self, cache: int) -> Bytes:
+        """The pages of a cache, one after the other, as the code reads and writes them; LLC0815 when it is closed."""
+        if self._model is None:
+            raise LlamacError("LLC0815", "model", "the model is closed", "load it again")
+        return self._buffers[1 + cache][: self.page_counts[cache] * self.plan.caches[cache].page_bytes]
+
     def encode_image(
         self, pixels: Float32s, aspect_ratio: int = 0, pages: Int32s | None = None, first: int = 0
     ) -> Float32s | None:
@@ -200,7 +206,7 @@ class CpuDevice:
         """
         if self.image is None or self._library.encode_image is None:
             raise LlamacError("LLC0838", self._library.where, "the model has no image encoder", "give it text alone")
-        _check_pixels(pixels, self.image)
+        check_pixels(pixels, self.image)
         rows, width = self.image.embeddings
         tiles = len(pixels)
         if self.image.is_joint and tiles < self.image.pixels[0]:
@@ -303,10 +309,3 @@ def _check_logits(logits: Float32s | None, rows: int, vocab_size: int) -> None:
     wanted = (rows, vocab_size)
     if logits is None or logits.dtype != np.float32 or not logits.flags.c_contiguous or logits.shape != wanted:
         raise ValueError(f"step needs C-contiguous float32 logits of shape {wanted}")
-
-
-def _check_pixels(pixels: Float32s, image: ImagePlan) -> None:
-    if pixels.dtype != np.float32 or not pixels.flags.c_contiguous or pixels.ndim != 4 or not len(pixels):
-        raise TypeError("encode_image needs C-contiguous float32 pixels [tiles, channels, height, width]")
-    if pixels.shape[1:] != image.pixels[1:] or (image.is_joint and len(pixels) > image.pixels[0]):
-        raise ValueError(f"encode_image needs tiles of {image.pixels}, not {pixels.shape}")

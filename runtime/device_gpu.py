@@ -6,26 +6,29 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from llamac.artifact.launch_plan import Bucket, LaunchPlan
+from llamac.artifact.launch_plan import SAMPLED_WORDS, Bucket, LaunchPlan
 from llamac.errors import LlamacError
 
-from .gpu.bucket_run import OUTPUT_OF, BucketRun, Result
+from .gpu.bucket_run import OUTPUT_OF, TOKENS_OF, BucketRun, Result
 from .gpu.code import GpuCode, Read
 from .gpu.driver import Driver, GpuInfo
-from .gpu.greedy_steps import MOST_IN_FLIGHT, GreedySteps
+from .gpu.encoder_run import EncoderRun, encoder_places
 from .gpu.memory import MemoryNeeds, PlannedMemory, check_fits, memory_needs
 from .gpu.nccl import GpuCollectives
 from .gpu.staging import Staging
+from .gpu.step_checks import StepChecks, check_agreement, check_ranks
 from .gpu.step_inputs import StepArrays, StepInputs
+from .gpu.steps_ahead import MOST_IN_FLIGHT, StepsAhead
 from .gpu.upload import Bytes, host_bytes, settle, upload
 from .profile import Profile
-from .run_plan import MemoryPlan
-from .step_pictures import StepPictures
+from .run_plan import ImagePlan, MemoryPlan
+from .step_pictures import StepPictures, check_pixels
 
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
@@ -37,7 +40,8 @@ class GpuDevice:
     driver: open on `gpu`, closed with the device. launch_plan: what runs. read: the bytes of a code member. weights:
     member -> its mapped bytes, which are uploaded here. page_counts: pages of each cache. context: the longest sequence
     in tokens. token_ids: how many ids can be fed, the vocabulary's unless given. collectives: how the GPUs of a divided
-    model meet, closed with the device; each of them has a device in a process of its own.
+    model meet, closed with the device; each of them has a device in a process of its own. image: what the image encoder
+    takes and gives, where there is one.
 
     All memory is allocated here, once, after a check that it fits (LLC0866).
     """
@@ -60,15 +64,18 @@ class GpuDevice:
         context: int,
         token_ids: int | None = None,
         collectives: GpuCollectives | None = None,
+        image: ImagePlan | None = None,
     ) -> None:
         self.gpu = gpu
+        self.image = image
         self._collectives = collectives
         self.plan = plan
         self.launch_plan = launch_plan
         self.vocab_size = launch_plan.vocab
         self.page_counts = list(page_counts)
-        self.most_greedy_rows = max((b.rows for b in launch_plan.buckets if b.is_replayed), default=0)
-        self._token_ids = token_ids or launch_plan.vocab
+        replayed = [bucket for bucket in launch_plan.buckets if bucket.is_replayed]
+        self.most_rows_ahead = max((bucket.rows for bucket in replayed), default=0)
+        self.draws_ahead = all("sample" in bucket.tails for bucket in replayed)
         self._driver = driver
         self._lock = threading.Lock()
         self._is_open = True
@@ -76,11 +83,18 @@ class GpuDevice:
             owned.callback(driver.close)
             if collectives is not None:
                 owned.callback(collectives.close)
-            _check_agreement(launch_plan, plan)
-            _check_ranks(launch_plan, collectives)
-            self._inputs = StepInputs(launch_plan, page_counts, -(-context // plan.kv_page_tokens))
+            check_agreement(launch_plan, plan)
+            check_ranks(launch_plan, collectives)
+            vision_pages = [n for n, cache in zip(page_counts, plan.caches, strict=True) if cache.cross]
+            width = max(-(-context // plan.kv_page_tokens), *vision_pages, 1)
+            self._inputs = StepInputs(launch_plan, page_counts, width)
             self._inputs.check()
-            needs = memory_needs(launch_plan, self._inputs, {name: part.nbytes for name, part in weights.items()})
+            takes = {buffer.name for buffer in self._inputs.inputs}
+            self._checks = StepChecks(launch_plan.target, plan, page_counts, token_ids or launch_plan.vocab, takes)
+            self._places = encoder_places(launch_plan, width, image)
+            sizes = {name: part.nbytes for name, part in weights.items()}
+            image_bytes = (self._places.input_bytes, self._places.output_bytes) if self._places is not None else (0, 0)
+            needs = memory_needs(launch_plan, self._inputs, sizes, image_bytes)
             check_fits(needs, gpu, driver.free_memory()[0], context)
             self.needs = needs
             self._set_up(owned, needs, read, weights)
@@ -101,8 +115,8 @@ class GpuDevice:
         owned.callback(settle, driver, stream)
         self._staging = Staging(driver, memory, needs.input_bytes)
         owned.callback(self._staging.close)
-        self._greedy = GreedySteps(driver, memory, max(bucket.rows for bucket in plan.buckets))
-        owned.callback(self._greedy.close)
+        self._ahead = StepsAhead(driver, memory, max(self.most_rows_ahead, 1))
+        owned.callback(self._ahead.close)
         self._results = memory.pinned(needs.output_bytes)
         self._memory = memory
         for buffer in plan.buffers:
@@ -114,6 +128,11 @@ class GpuDevice:
         self._runs = {bucket.name: BucketRun(plan, bucket, *common) for bucket in plan.buckets}
         for run in self._runs.values():
             owned.callback(run.close, driver)
+        self._encoder: EncoderRun | None = None
+        if self._places is not None and self.image is not None:
+            given = (self._places, self.image, self._inputs.table_width)
+            self._encoder = EncoderRun(driver, plan, code.functions, memory, *given)
+            owned.callback(self._encoder.close)
         driver.wait_for_stream(stream)
 
     @property
@@ -133,14 +152,13 @@ class GpuDevice:
     ) -> None:
         """Run one ragged step: T tokens of S sequences, R of whose rows get logits; as `CpuDevice.step`.
 
-        Without logit rows it returns before the GPU has done the work. LLC0867 for pictures, LLC0715 for a step that is
-        larger than the plan's largest bucket.
+        Without logit rows it returns before the GPU has done the work. pictures: what the rows show or see of pictures;
+        LLC0867 where the code takes none. LLC0715 for a step that is larger than the plan's largest bucket.
         """
-        if pictures is not None:
-            reason = "code for GPUs takes no pictures yet"
-            raise LlamacError("LLC0867", self.launch_plan.target, reason, "give text alone, or run it on the CPU")
         asked = StepArrays(token_ids, positions, sequence_of_token, page_tables, logit_rows)
-        self._check(asked)
+        if pictures is not None:
+            asked = replace(asked, pictures=self._checks.shown(pictures, token_ids.size))
+        self._checks.check(asked)
         if logits.dtype != np.float32 or logits.shape != (logit_rows.size, self.vocab_size):
             raise ValueError(f"step needs float32 logits of shape ({logit_rows.size}, {self.vocab_size})")
         self._run(asked, "logits" if logit_rows.size else "none", logits)
@@ -155,47 +173,72 @@ class GpuDevice:
     ) -> Int32s:
         """As `step`, but the id of each row's largest logit, i32 [R], the lower id among equals; logits stay there."""
         asked = StepArrays(token_ids, positions, sequence_of_token, page_tables, logit_rows)
-        self._check(asked)
+        self._checks.check(asked)
         ids = np.empty(logit_rows.size, np.int32)
         self._run(asked, "greedy" if logit_rows.size else "none", ids)
         return ids
 
-    def start_greedy(
+    def step_drawn(
+        self,
+        token_ids: Int32s,
+        positions: Int32s,
+        sequence_of_token: Int32s,
+        page_tables: Int32s,
+        logit_rows: Int32s,
+        sampling: Int32s,
+        pictures: StepPictures | None = None,
+    ) -> Int32s:
+        """As `step`, but a token drawn for each row as `sampling_rows` says, i32 [R, SAMPLED_WORDS]; logits stay there.
+
+        Only where `draws_ahead`.
+        """
+        shows = self._checks.shown(pictures, token_ids.size) if pictures is not None else None
+        asked = StepArrays(token_ids, positions, sequence_of_token, page_tables, logit_rows, sampling, shows)
+        self._checks.check(asked)
+        found = np.empty((logit_rows.size, SAMPLED_WORDS), np.int32)
+        self._run(asked, "sample" if logit_rows.size else "none", found)
+        return found
+
+    def start_ahead(
         self,
         token_ids: Int32s | None,
         positions: Int32s,
         sequence_of_token: Int32s,
         page_tables: Int32s,
+        sampling: Int32s | None = None,
+        pictures: StepPictures | None = None,
     ) -> None:
-        """Put a step of one token a sequence on its way; `finish_greedy` gives the best id after each of them.
+        """Put a step of one token a sequence on its way; `finish_ahead` gives what it finds after each of them.
 
-        token_ids: None for the ids of the step that was started last, of the same sequences, which may still run. At
-        most two steps may be on their way, none of more rows than `most_greedy_rows`.
+        token_ids: None for those that the step before finds, of the same sequences, which may still run. sampling: how
+        tokens are drawn, as `sampling_rows` makes it; None: the best ones. pictures: the vision tokens that rows see.
+        At most two steps may be on their way, none of more rows than `most_rows_ahead`.
         """
         tokens = np.zeros_like(positions) if token_ids is None else token_ids
         rows = np.arange(positions.size, dtype=np.int32)
-        asked = StepArrays(tokens, positions, sequence_of_token, page_tables, rows)
-        self._check(asked)
+        shows = self._checks.shown(pictures, positions.size) if pictures is not None else None
+        asked = StepArrays(tokens, positions, sequence_of_token, page_tables, rows, sampling, shows)
+        self._checks.check(asked)
+        result: Result = "greedy" if sampling is None else "sample"
         with self._at_work():
-            if (token_ids is None) != (self._greedy.in_flight > 0) or self._greedy.in_flight >= MOST_IN_FLIGHT:
+            if (token_ids is None) != (self._ahead.in_flight > 0) or self._ahead.in_flight >= MOST_IN_FLIGHT:
                 raise ValueError("a step takes the ids of the one on its way before it, and only of that")
             run = self._runs[self._choose(asked).name]
             self._send_inputs(run, asked)
-            best = run.output_at[OUTPUT_OF["greedy"]]
             if token_ids is None:
-                token_place = self._memory.inputs + run.input_offsets["token_ids"]
-                self._greedy.feed_back(token_place, best, self._stream)
-            run.run(self._driver, self._stream, "greedy")
-            self._greedy.send(best, rows.size, self._stream)
+                self._ahead.feed_back(self._memory.inputs + run.input_offsets["token_ids"], self._stream)
+            run.run(self._driver, self._stream, result)
+            found, tokens_at = run.output_at[OUTPUT_OF[result]], run.output_at[TOKENS_OF[result]]
+            self._ahead.send(tokens_at, found, rows.size, 1 if sampling is None else SAMPLED_WORDS, self._stream)
 
-    def finish_greedy(self) -> Int32s:
-        """The ids of the oldest step that is on its way, i32 [rows]; waits for it."""
+    def finish_ahead(self) -> Int32s:
+        """What the oldest step that is on its way found, i32 [rows, 1] or [rows, SAMPLED_WORDS]; waits for it."""
         with self._at_work():
-            return self._greedy.take()
+            return self._ahead.take()
 
-    def forget_greedy(self) -> None:
+    def forget_ahead(self) -> None:
         """Give up the steps that are on their way; what they write to the cache stays unused."""
-        self._greedy.forget()
+        self._ahead.forget()
 
     def step_seconds(
         self,
@@ -212,7 +255,7 @@ class GpuDevice:
         What the host does before and after a step is not in them.
         """
         asked = StepArrays(token_ids, positions, sequence_of_token, page_tables, logit_rows)
-        self._check(asked)
+        self._checks.check(asked)
         driver = self._driver
         with self._at_work(), ExitStack() as owned:
             run = self._runs[self._choose(asked).name]
@@ -237,6 +280,30 @@ class GpuDevice:
             self._driver.make_current()
             yield
 
+    def encode_image(
+        self, pixels: Float32s, aspect_ratio: int = 0, pages: Int32s | None = None, first: int = 0
+    ) -> Float32s | None:
+        """Run the image encoder on the tiles of one picture, as `CpuDevice.encode_image`.
+
+        LLC0806 for pages that are not there, LLC0838 when the model takes no pictures.
+        """
+        if self.image is None or self._encoder is None:
+            where = self.launch_plan.target
+            raise LlamacError("LLC0838", where, "the model has no image encoder", "give it text alone")
+        check_pixels(pixels, self.image)
+        with self._at_work():
+            if not self.image.is_joint:
+                return np.concatenate([self._encoder.encode_tile(tile[None], self._stream) for tile in pixels])
+            pool = next(n for n, cache in zip(self.page_counts, self.plan.caches, strict=True) if cache.cross)
+            tiles = len(pixels)
+            if not self._encoder.takes(tiles, aspect_ratio, pages, first, self.plan.kv_page_tokens, pool):
+                reason = f"picture of {tiles} tiles: its pages or its shape are out of range"
+                hint = "check the file with `llamac verify`"
+                raise LlamacError("LLC0806", self.launch_plan.target, reason, hint)
+            assert pages is not None
+            self._encoder.encode_picture(pixels, aspect_ratio, pages, first, self._stream)
+            return None
+
     def _run(self, asked: StepArrays, result: Result, out: Float32s | Int32s) -> None:
         with self._at_work():
             bucket = self._choose(asked)
@@ -248,40 +315,17 @@ class GpuDevice:
             at_once = bucket.rows
             self._read_back(run, result, out[:at_once])
             for start in range(at_once, asked.logit_rows.size, at_once):
-                self._send_rows(run, asked.logit_rows[start : start + at_once])
+                self._send_rows(run, "logit_rows", asked.logit_rows[start : start + at_once])
+                if asked.sampling is not None:
+                    self._send_rows(run, "sampling", asked.sampling[start : start + at_once])
                 run.run_tail(self._driver, self._stream, result)
                 self._read_back(run, result, out[start : start + at_once])
-
-    def _check(self, asked: StepArrays) -> None:
-        """A number out of its range would be a wild read on the GPU: LLC0806."""
-        _check_arrays(asked, len(self.page_counts))
-        tokens, (sequences, width) = asked.token_ids.size, asked.page_tables.shape[1:]
-        ranges = (
-            (asked.token_ids, self._token_ids, "token id"),
-            (asked.sequence_of_token, sequences, "sequence index"),
-            (asked.positions, width * self.plan.kv_page_tokens, "position"),
-            (asked.logit_rows, tokens, "logit row"),
-        )
-        for values, stop, name in ranges:
-            if values.size and not (values.min() >= 0 and values.max() < stop):
-                raise self._refused(tokens, f"{name} out of range")
-        places = asked.positions // self.plan.kv_page_tokens
-        pages = asked.page_tables[:, asked.sequence_of_token, places]
-        most = asked.page_tables.max(axis=(1, 2), initial=-1)
-        if (pages < 0).any() or (most >= np.array(self.page_counts)).any():
-            raise self._refused(tokens, "page out of range or missing")
-
-    def _refused(self, tokens: int, reason: str) -> LlamacError:
-        where = self.launch_plan.target
-        return LlamacError(
-            "LLC0806", where, f"step of {tokens} tokens: {reason}", "check the file with `llamac verify`"
-        )
 
     def _choose(self, asked: StepArrays) -> Bucket:
         """The bucket of a step; what asks for more logit rows than any has gets them in turns."""
         tokens, rows = asked.token_ids.size, asked.logit_rows.size
         most = max((b.rows for b in self.launch_plan.buckets if b.tokens >= tokens), default=rows)
-        return self.launch_plan.choose(tokens, min(rows, most), asked.longest_run)
+        return self.launch_plan.choose(tokens, min(rows, most), asked.longest_run, asked.image_rows > 0)
 
     def _send_inputs(self, run: BucketRun, asked: StepArrays) -> None:
         variables = self._inputs.variables(run.bucket, asked)
@@ -290,14 +334,13 @@ class GpuDevice:
         self._staging.send(self._memory.inputs, 0, size, self._stream)
         run.prepare(variables)
 
-    def _send_rows(self, run: BucketRun, rows: Int32s) -> None:
-        """Other logit rows of the step that ran last."""
-        padded = np.zeros(run.bucket.rows, np.int32)
-        padded[: rows.size] = rows
+    def _send_rows(self, run: BucketRun, name: str, rows: Int32s) -> None:
+        """An input of other logit rows of the step that ran last."""
+        padded = np.zeros((run.bucket.rows, *rows.shape[1:]), np.int32)
+        padded[: len(rows)] = rows
         block = self._staging.next_block()
-        block[: padded.nbytes] = padded.view(np.uint8)
-        place = self._memory.inputs + run.input_offsets["logit_rows"]
-        self._staging.send(place, 0, padded.nbytes, self._stream)
+        block[: padded.nbytes] = padded.reshape(-1).view(np.uint8)
+        self._staging.send(self._memory.inputs + run.input_offsets[name], 0, padded.nbytes, self._stream)
 
     def _read_back(self, run: BucketRun, result: Result, out: Float32s | Int32s) -> None:
         """Wait for a result and copy its first rows to `out`."""
@@ -324,35 +367,3 @@ class GpuDevice:
         with self._lock:
             self._is_open = False
             self._close()
-
-
-def _check_agreement(launch_plan: LaunchPlan, plan: MemoryPlan) -> None:
-    """The plan of the launches and the manifest must speak of the same cache: LLC0802 where they do not."""
-    caches = launch_plan.caches()
-    sizes = [cache.page_bytes for cache in caches]
-    if launch_plan.page_tokens != plan.kv_page_tokens or sizes != [cache.page_bytes for cache in plan.caches]:
-        reason = f"its caches have pages of {sizes} bytes, the manifest's {[c.page_bytes for c in plan.caches]}"
-        raise LlamacError("LLC0802", launch_plan.target, reason, "the artifact is damaged: copy it again")
-    most = max((bucket.tokens for bucket in launch_plan.buckets), default=0)
-    if most < plan.max_step_tokens:
-        reason = f"its steps take {most} tokens, the manifest says {plan.max_step_tokens}"
-        raise LlamacError("LLC0802", launch_plan.target, reason, "the artifact is damaged: copy it again")
-
-
-def _check_ranks(launch_plan: LaunchPlan, collectives: GpuCollectives | None) -> None:
-    """A part of a model runs with all the others, or not at all: LLC0867."""
-    here = (collectives.ranks, min(collectives.rank, 1)) if collectives is not None else (1, 0)
-    if here != (launch_plan.ranks, launch_plan.rank):
-        reason = f"the code is for {launch_plan.ranks} GPUs with a process each, here is {here[0]}"
-        raise LlamacError("LLC0867", launch_plan.target, reason, "compile the model for one GPU")
-
-
-def _check_arrays(asked: StepArrays, caches: int) -> None:
-    """A wrong shape or type here would be a wild read on the GPU: refuse it as the programming error it is."""
-    rows = (asked.token_ids, asked.positions, asked.sequence_of_token)
-    if not all(array.dtype == np.int32 for array in (*rows, asked.page_tables, asked.logit_rows)):
-        raise TypeError("step needs int32 arrays")
-    if len({array.shape for array in rows}) != 1 or asked.token_ids.ndim != 1 or not asked.token_ids.size:
-        raise ValueError("step needs token_ids, positions, sequence_of_token of one length")
-    if asked.page_tables.ndim != 3 or asked.page_tables.shape[0] != caches:
-        raise ValueError(f"step needs the page tables [caches, S, P] of {caches} caches")

@@ -6,6 +6,7 @@ As with CPUs (`device_ranks.py`), this process is rank 0, on GPU 0, and what it 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,12 +27,12 @@ from .step_pictures import StepPictures
 
 
 class LeadingGpu(GpuDevice):
-    """Rank 0. Greedy text does not run ahead: the other ranks wait for orders."""
+    """Rank 0. Where it runs ahead, so do all: each finds the same tokens in the logits, which every rank joins."""
 
     def __init__(self, others: Sequence[RankProcess], *given: Any) -> None:
         self._others = list(others)
+        self._owed = 0
         super().__init__(*given)
-        self.most_greedy_rows = 0
 
     def step(
         self,
@@ -45,12 +46,69 @@ class LeadingGpu(GpuDevice):
     ) -> None:
         """As on one GPU, on every rank; LLC0868 where one of them has gone."""
         given = (token_ids, positions, sequence_of_token, page_tables, logit_rows)
-        for other in self._others:
-            other.order("step", given)
+        self._order("step", given)
         try:
             super().step(*given, logits, pictures)
         finally:
-            wait_for(self._others)
+            self._hear()
+
+    def step_drawn(
+        self,
+        token_ids: Int32s,
+        positions: Int32s,
+        sequence_of_token: Int32s,
+        page_tables: Int32s,
+        logit_rows: Int32s,
+        sampling: Int32s,
+        pictures: StepPictures | None = None,
+    ) -> Int32s:
+        """As on one GPU, on every rank; LLC0868 where one of them has gone."""
+        given = (token_ids, positions, sequence_of_token, page_tables, logit_rows, sampling, pictures)
+        self._order("step_drawn", given)
+        try:
+            return super().step_drawn(*given)
+        finally:
+            self._hear()
+
+    def start_ahead(
+        self,
+        token_ids: Int32s | None,
+        positions: Int32s,
+        sequence_of_token: Int32s,
+        page_tables: Int32s,
+        sampling: Int32s | None = None,
+        pictures: StepPictures | None = None,
+    ) -> None:
+        """As on one GPU, on every rank; nobody waits for an answer, and what goes wrong is said when it is finished."""
+        given = (token_ids, positions, sequence_of_token, page_tables, sampling, pictures)
+        self._order("start_ahead", given)
+        super().start_ahead(*given)
+
+    def finish_ahead(self) -> Int32s:
+        """As on one GPU; LLC0868 where another rank has gone or refused a step."""
+        self._order("finish_ahead", ())
+        try:
+            return super().finish_ahead()
+        finally:
+            self._hear()
+
+    def forget_ahead(self) -> None:
+        """As on one GPU, on every rank; what went wrong in a step that nobody wants is of no interest."""
+        super().forget_ahead()
+        self._order("forget_ahead", ())
+        with suppress(LlamacError):
+            self._hear()
+
+    def _order(self, name: str, given: tuple[Any, ...]) -> None:
+        """Ask the others for something; its answer is owed."""
+        self._owed += 1
+        for other in self._others:
+            other.order(name, given)
+
+    def _hear(self) -> None:
+        """Take every answer that is owed; LLC0868 for the first that is an error."""
+        owed, self._owed = self._owed, 0
+        wait_for(self._others, owed)
 
     def close(self) -> None:
         """End the other processes, then as on one GPU."""

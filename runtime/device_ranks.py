@@ -229,9 +229,9 @@ def end_all(others: Sequence[RankProcess]) -> None:
         other.end()
 
 
-def wait_for(others: Sequence[RankProcess]) -> None:
-    """Take an answer of every other rank; LLC0868 for the first that is none or an error."""
-    refused = [text for other in others if (text := other.answer()) is not None]
+def wait_for(others: Sequence[RankProcess], answers: int = 1) -> None:
+    """Take so many answers of every other rank; LLC0868 for the first that is none or an error."""
+    refused = [text for _ in range(answers) for other in others if (text := other.answer()) is not None]
     if refused and sys.exc_info()[0] is None:  # an error of this rank goes before those of the others
         raise LlamacError("LLC0868", "ranks", refused[0], "load the model again")
 
@@ -290,9 +290,11 @@ def _done(device: StepDevice, name: str, given: tuple[Any, ...]) -> str | None:
             logits = np.empty((len(given[4]), device.vocab_size), np.float32)
             token_ids, positions, sequences, tables, rows = given
             device.step(token_ids, positions, sequences, tables, rows, logits)
-        else:
+        elif name == "copy_page":
             assert isinstance(device, PageCopyingDevice)
             device.copy_page(*given)
+        else:  # step_drawn, start_ahead and what follows it: what is found is the same on every rank
+            getattr(device, name)(*given)
     except (LlamacError, TypeError, ValueError) as error:
         return str(error)
     return None

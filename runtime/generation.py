@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from llamac.artifact.launch_plan import LISTED
 from llamac.errors import LlamacError
 
 from .device_cpu import Float32s
+from .gpu.sampling import DrawnToken
 from .images.placed import PromptImage
 from .ranked_sampler import WHOLE_ROW, Need, choose_ranked, need_of
-from .sampler import Sample, Sampler, SamplerOptions, log_normalizer, top_logprobs
+from .sampler import Sample, Sampler, SamplerOptions, log_normalizer, no_distribution, top_logprobs
 from .speculation.proposal import Distribution, SpeculationCounts, Speculator
 from .speculation.verification import distribution_of, keep_or_replace
 from .step_row import StepRow
@@ -176,8 +178,8 @@ class Continuation:
         return self.accept_row(StepRow(lambda: logits))
 
     def accept_row(self, row: StepRow) -> str:
-        """The same from a row whose best logits may be enough."""
-        return self._take(self._choose(row))
+        """The same from a row whose best logits may be enough, or from which the token has been drawn."""
+        return self.accept_drawn(row.drawn) if row.drawn is not None else self._take(self._choose(row))
 
     @property
     def takes_best(self) -> bool:
@@ -187,6 +189,25 @@ class Continuation:
     def accept_id(self, token_id: int) -> str:
         """The same where the device has found the next token: the one of the largest logit."""
         return self._take(token_id)
+
+    @property
+    def takes_drawn(self) -> bool:
+        """Whether a device that draws by the options alone, and tells of LISTED likely tokens, can write this text."""
+        return self.options.sampling.repetition_penalty == 1 and (self.options.logprobs or 0) <= LISTED
+
+    def draw(self, number: int) -> tuple[SamplerOptions, int]:
+        """The options, and the 53 random bits of the draw of new token `number`, which has not been accepted yet."""
+        return self.options.sampling, self._sampler.upcoming(number - len(self.token_ids))
+
+    def accept_drawn(self, drawn: DrawnToken) -> str:
+        """The same where the device has drawn the next token (LLC0853 where it found no distribution)."""
+        if drawn.token_id < 0:
+            raise no_distribution()
+        self._sampler.skip()
+        if self.options.logprobs is not None:
+            pairs = zip(drawn.best_ids.tolist(), drawn.best_logprobs.tolist(), strict=True)
+            self._logprobs.append(TokenLogprob(drawn.token_id, drawn.logprob, [*pairs][: self.options.logprobs]))
+        return self._take(drawn.token_id)
 
     def verify(self, row: StepRow, guess: int, guessed_from: Distribution) -> str:
         """The same given a guess that was drawn from another distribution: it is kept as often as it should be."""

@@ -26,7 +26,8 @@ Past = Sequence[Array]
 class KvPages:
     """The memory of every page of every cache; it is taken as it fills.
 
-    shapes: (KV heads, head size) of each layer. dtype: what keys and values are kept in.
+    shapes: (KV heads, head size) of each layer that has a cache, in the model's order. dtype: what keys and values are
+    kept in.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class KvPages:
         self.page_tokens = page_tokens
         self.stamps = [np.zeros(count, np.int64) for count in page_counts]
         self._shapes, self._dtype = list(shapes), np.dtype(dtype)
-        self._cache_of = {layer: place for place, cache in enumerate(caches) for layer in cache.layers}
-        if sorted(self._cache_of) != list(range(len(shapes))):
-            raise ValueError(f"the caches are those of layers {sorted(self._cache_of)}, the model has {len(shapes)}")
+        places = sorted((layer, place) for place, cache in enumerate(caches) for layer in cache.layers)
+        if len(places) != len(shapes):
+            raise ValueError(f"the caches are those of {len(places)} layers, the model has {len(shapes)} such")
+        self._cache_of = [place for _, place in places]
         self._memory = [
             [self._zeros(page_counts[self._cache_of[layer]], *shape) for _ in ("k", "v")]
             for layer, shape in enumerate(shapes)
@@ -65,13 +67,17 @@ class KvPages:
 
     def write(self, tables: Int32s, start: int, present: Past, stamp: int) -> None:
         """Keep the tokens of `present` from position `start` on, in pages that get `stamp`."""
-        stop = present[0].shape[1]
+        self.put(tables, start, [rows[:, start:] for rows in present], stamp)
+
+    def put(self, tables: Int32s, start: int, added: Past, stamp: int) -> None:
+        """Keep new tokens, at positions from `start` on, in pages that get `stamp`."""
+        stop = start + added[0].shape[1]
         positions = np.arange(start, stop)
         slots = positions % self.page_tokens
         for layer, pair in enumerate(self._memory):
             pages = tables[self._cache_of[layer]][positions // self.page_tokens]
-            for memory, rows in zip(pair, present[2 * layer : 2 * layer + 2], strict=True):
-                memory[pages, :, slots] = rows[:, start:].transpose(1, 0, 2)
+            for memory, rows in zip(pair, added[2 * layer : 2 * layer + 2], strict=True):
+                memory[pages, :, slots] = rows.transpose(1, 0, 2)
         for stamps, touched in zip(self.stamps, self.pages_of(tables, start, stop), strict=True):
             stamps[touched] = stamp
 

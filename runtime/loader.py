@@ -137,6 +137,7 @@ def _open_gpu(artifact: Artifact, plan: RunPlan, gpu: ChosenGpu, pages: list[int
         pages,
         context,
         plan.token_ids,
+        image=plan.image,
     )
 
 

@@ -1,6 +1,6 @@
 """Devices for code that knows one sequence with explicit past: a ragged step becomes one call for each sequence.
 
-    backend.forward(ids [T], positions [T], past, rows [R])  ->  logits [R, vocab], present
+    backend.forward(ids [T], positions [T], past, rows [R], pictures)  ->  logits [R, vocab], present
 
 The pages of the runtime's cache stay the truth: what a call adds to a sequence is written to its pages. Its whole
 present is remembered beside them, and is the next call's past as long as the pages still hold the same, so a token
@@ -14,7 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -24,8 +24,9 @@ from llamac.errors import LlamacError
 
 from .kv_pages import Int64s, KvPages, Past
 from .profile import Profile
-from .run_plan import MemoryPlan
-from .step_pictures import StepPictures
+from .run_plan import ImagePlan, MemoryPlan
+from .sequence_pictures import SequencePictures, VisionCache, shown_to
+from .step_pictures import StepPictures, check_pixels
 
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
@@ -34,8 +35,9 @@ Float32s = npt.NDArray[np.float32]
 class SequenceBackend(Protocol):
     """A compiled model of one sequence, with explicit past. Calls never overlap.
 
-    name: what errors call it. cache_shapes: (KV heads, head size) of each layer. cache_dtype: the type of keys and
-    values. threads: how many it works with.
+    name: what errors call it. cache_shapes: (KV heads, head size) of each layer that attends to the text, then of each
+    that attends to vision tokens. cache_dtype: the type of keys and values. threads: how many it works with. encodes:
+    whether it has the model's image encoder.
     """
 
     name: str
@@ -43,13 +45,24 @@ class SequenceBackend(Protocol):
     cache_shapes: Sequence[tuple[int, int]]
     cache_dtype: npt.DTypeLike
     threads: int
+    encodes: bool
 
-    def forward(self, ids: Int32s, positions: Int32s, past: Past, rows: Int32s) -> tuple[Float32s, Past]:
+    def forward(
+        self, ids: Int32s, positions: Int32s, past: Past, rows: Int32s, pictures: SequencePictures | None
+    ) -> tuple[Float32s, Past]:
         """Run T tokens at `positions`, which follow the P tokens of `past`: P .. P + T - 1.
 
         past: k.0, v.0, k.1, v.1 ..., each [KV heads, P, head size], C contiguous, P >= 0; it must stay as it is. rows:
         [R] indices into the T rows. Gives the logits of those rows, float32 [R, vocab], and the past of the next call:
-        arrays [KV heads, P + T, head size], C contiguous, that the backend does not touch any more. Raises LLC0806.
+        arrays [KV heads, P + T, head size], C contiguous, that the backend does not touch any more. pictures: what the
+        rows show or see, None for nothing; never given to a backend that does not encode. Raises LLC0806.
+        """
+
+    def encode(self, pixels: Float32s, aspect_ratio: int, tokens: int) -> Past:
+        """One pass of the image encoder, for float32 pixels [tiles, channels, height, width].
+
+        Gives the embeddings of a tile, [rows, width]; or of a whole picture of the shape `aspect_ratio` the keys and
+        values of its first `tokens` vision tokens, k.0, v.0 ... as in a past. Raises LLC0806.
         """
 
     def close(self) -> None:
@@ -78,20 +91,28 @@ class _Part:
     tables: Int32s
     wanted: npt.NDArray[np.intp]
     """Places in the step's list of logit rows."""
+    vision: Int32s | None = None
+    """The pages of its vision tokens."""
 
 
 class OneSequenceDevice:
     """`backend` behind the runtime's `step`, which may be called from any thread; one call at a time runs.
 
     page_counts: pages of each cache of `plan`. token_ids: how many ids can be fed, the vocabulary's unless given.
-    Sequences of a step are run one after the other. The backend is closed with the device.
+    image: what a pass of the encoder takes, where the model has one. Sequences of a step are run one after the other.
+    The backend is closed with the device.
     """
 
     most_top = 0
     """No lists of best logits are ranked."""
 
     def __init__(
-        self, backend: SequenceBackend, plan: MemoryPlan, page_counts: Sequence[int], token_ids: int | None = None
+        self,
+        backend: SequenceBackend,
+        plan: MemoryPlan,
+        page_counts: Sequence[int],
+        token_ids: int | None = None,
+        image: ImagePlan | None = None,
     ) -> None:
         self.plan = plan
         self.vocab_size = backend.vocab_size
@@ -101,10 +122,18 @@ class OneSequenceDevice:
         self._backend: SequenceBackend | None = backend
         self._name = backend.name
         self._lock = threading.Lock()
-        if any(cache.cross for cache in plan.caches):
-            raise self._cannot("keep vision tokens in a cache")
+        self.image = image if backend.encodes else None
         shapes, dtype = backend.cache_shapes, backend.cache_dtype
-        self._pages = KvPages(plan.caches, page_counts, plan.kv_page_tokens, shapes, dtype)
+        self._own = [place for place, cache in enumerate(plan.caches) if not cache.cross]
+        self._caches = [plan.caches[place] for place in self._own]
+        self._counts = [page_counts[place] for place in self._own]
+        layers = sum(len(cache.layers) for cache in self._caches)
+        self._pages = KvPages(self._caches, self._counts, plan.kv_page_tokens, shapes[:layers], dtype)
+        self._vision: VisionCache | None = None
+        for place, cache in enumerate(plan.caches):
+            if cache.cross:
+                pages = page_counts[place], plan.kv_page_tokens
+                self._vision = VisionCache(place, cache, *pages, shapes[layers:], dtype)
         self._room = max(page_counts) * plan.kv_page_tokens
         self._stamp = 0
         self._remembered: OrderedDict[int, _Remembered] = OrderedDict()
@@ -112,7 +141,7 @@ class OneSequenceDevice:
     @property
     def kv_bytes(self) -> int:
         """Bytes reserved for the pages; what is remembered beside them takes as much again at most."""
-        return self._pages.nbytes
+        return self._pages.nbytes + (self._vision.nbytes if self._vision is not None else 0)
 
     def step(
         self,
@@ -124,9 +153,11 @@ class OneSequenceDevice:
         logits: Float32s,
         pictures: StepPictures | None = None,
     ) -> None:
-        """Run one ragged step, as `CpuDevice.step`; LLC0806 on refusal, LLC0939 for pictures."""
+        """Run one ragged step, as `CpuDevice.step`; LLC0806 on refusal, LLC0939 for pictures it has no encoder for."""
         if pictures is not None:
-            raise self._cannot("take pictures")
+            if self.image is None:
+                raise self._cannot("take pictures")
+            pictures.check(token_ids.size)
         if logits.dtype != np.float32 or logits.shape != (logit_rows.size, self.vocab_size):
             raise ValueError(f"step needs float32 logits of shape ({logit_rows.size}, {self.vocab_size})")
         with self._lock:
@@ -137,7 +168,8 @@ class OneSequenceDevice:
                 past = self._past(part, recalled)
                 row_numbers = np.searchsorted(part.rows, logit_rows[part.wanted]).astype(np.int32)
                 ids, places = token_ids[part.rows], positions[part.rows]
-                found, present = self._backend.forward(ids, places, past, row_numbers)
+                shown = None if pictures is None else self._shown(part, pictures)
+                found, present = self._backend.forward(ids, places, past, row_numbers, shown)
                 logits[part.wanted] = found
                 self._keep(part, present, recalled)
 
@@ -167,15 +199,57 @@ class OneSequenceDevice:
             start = int(positions[rows[0]])
             if start < 0 or not np.array_equal(positions[rows], np.arange(start, start + rows.size)):
                 raise self._refused(tokens, f"the positions of sequence {sequence} do not follow one another")
-            tables = page_tables[:, sequence]
+            tables = page_tables[self._own, sequence]
             self._check_pages(tables, start, start + rows.size, tokens)
-            parts.append(_Part(rows, start, tables, np.flatnonzero(of_wanted == sequence)))
+            vision = None if self._vision is None else page_tables[self._vision.place, sequence]
+            parts.append(_Part(rows, start, tables, np.flatnonzero(of_wanted == sequence), vision))
         return parts
+
+    def _shown(self, part: _Part, pictures: StepPictures) -> SequencePictures:
+        """What one sequence is shown, all checked: LLC0806 for rows and vision tokens that are not there."""
+        shown, tokens = shown_to(pictures, part.rows), part.rows.size
+        if shown.image_rows is not None and shown.image_embeddings is not None:
+            count, width = shown.image_embeddings.shape
+            if self.image is None or width != self.image.embeddings[1] or shown.image_rows.max() >= count:
+                raise self._refused(tokens, "row of the image embeddings out of range")
+        if shown.vision_start is None or shown.vision_stop is None:
+            return shown
+        stop = max(int(shown.vision_stop.max()), 0)
+        if self._vision is None or part.vision is None or not self._vision.has(part.vision, stop):
+            raise self._refused(tokens, "vision tokens out of range or missing")
+        if shown.vision_start.min() < 0:
+            raise self._refused(tokens, "vision tokens out of range or missing")
+        if not (shown.vision_start < shown.vision_stop).any():
+            return SequencePictures()
+        return replace(shown, vision=self._vision.seen(part.vision, stop))
+
+    def encode_image(
+        self, pixels: Float32s, aspect_ratio: int = 0, pages: Int32s | None = None, first: int = 0
+    ) -> Float32s | None:
+        """Run the image encoder on the tiles of one picture, as `CpuDevice.encode_image`; LLC0939 without one."""
+        if self.image is None:
+            raise self._cannot("take pictures")
+        check_pixels(pixels, self.image)
+        rows, width = self.image.embeddings
+        with self._lock:
+            if self._backend is None:
+                raise LlamacError("LLC0815", "model", "the model is closed", "load it again")
+            if not self.image.is_joint:
+                made = [self._backend.encode(tile[None], 0, rows)[0] for tile in pixels]
+                return np.ascontiguousarray(np.concatenate(made), np.float32).reshape(-1, width)
+            most = self.image.pixels[0]
+            tokens = len(pixels) * (rows // most)
+            if self._vision is None or pages is None or first < 0 or not self._vision.has(pages, first + tokens):
+                raise self._refused(tokens, "page of vision tokens out of range or missing")
+            padding = np.zeros((most - len(pixels), *pixels.shape[1:]), np.float32)
+            whole = np.concatenate([pixels, padding])
+            self._vision.put(pages, first, self._backend.encode(whole, aspect_ratio, tokens))
+        return None
 
     def _check_pages(self, tables: Int32s, start: int, stop: int, tokens: int) -> None:
         """Every row that is written, and every one that can be seen, must have a page of the cache."""
         size = self.plan.kv_page_tokens
-        for table, cache, count in zip(tables, self.plan.caches, self.page_counts, strict=True):
+        for table, cache, count in zip(tables, self._caches, self._counts, strict=True):
             seen = start // cache.chunk * cache.chunk if cache.chunk else 0
             pages = table[seen // size : -(-stop // size)]
             if len(pages) < -(-stop // size) - seen // size or (pages < 0).any() or table.max() >= count:

@@ -24,9 +24,7 @@ def pictures_of(feeds: Sequence[tuple[CachedSequence, int]]) -> StepPictures | N
     if not any(images.placed for images, _, _ in spans):
         return None
     if any(sequence.takes_vision_tokens for sequence, _ in feeds):
-        ranges = [images.ranges(start, stop) for images, start, stop in spans]
-        first, end = (np.concatenate(part) for part in zip(*ranges, strict=True))
-        return StepPictures(vision_start=first, vision_stop=end) if (first < end).any() else None
+        return seen_by([(sequence, len(sequence), len(sequence) + count) for sequence, count in feeds])
     rows, parts, count = [], [], 0
     for images, start, stop in spans:
         own, embeddings = images.rows(start, stop)
@@ -34,6 +32,15 @@ def pictures_of(feeds: Sequence[tuple[CachedSequence, int]]) -> StepPictures | N
         parts += embeddings
         count += sum(map(len, embeddings))
     return StepPictures(np.concatenate(rows), np.concatenate(parts)) if parts else None
+
+
+def seen_by(rows: Sequence[tuple[CachedSequence, int, int]]) -> StepPictures | None:
+    """The vision tokens that positions start..stop - 1 of sequences see; None where none sees any."""
+    if not any(sequence.takes_vision_tokens and sequence.images.placed for sequence, _, _ in rows):
+        return None
+    ranges = [sequence.images.ranges(start, stop) for sequence, start, stop in rows]
+    first, end = (np.concatenate(part) for part in zip(*ranges, strict=True))
+    return StepPictures(vision_start=first, vision_stop=end) if (first < end).any() else None
 
 
 def encode(device: Any, sequence: CachedSequence, image: PromptImage) -> Float32s | None:

@@ -9,9 +9,11 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
+from .gpu.sampling import drawn_token, sampling_rows
 from .kv import CachedSequence
 from .ranked import RankedRows
 from .ranked_sampler import Need
+from .sampler import SamplerOptions
 from .session import Feed, Session, wanted_rows
 from .step_row import StepRow
 
@@ -26,14 +28,26 @@ class RowResults:
         self._memory = np.empty((0, session.device.vocab_size), np.float32)
         self._logits: Float32s | None = None
         self._ranked: RankedRows | None = None
+        self._drawn: npt.NDArray[np.int32] | None = None
         self._left: deque[tuple[range, Need]] = deque()
 
-    def step(self, feeds: Sequence[Feed], needs: Sequence[Need]) -> None:
-        """Run a step; `needs` says what is needed of the rows of each feed that wants any."""
+    def step(
+        self,
+        feeds: Sequence[Feed],
+        needs: Sequence[Need],
+        draws: Sequence[tuple[SamplerOptions, int]] | None = None,
+    ) -> None:
+        """Run a step; `needs` says what is needed of the rows of each feed that wants any.
+
+        draws: the options of each such feed, which wants one row, and the bits of its draw; the device then draws.
+        """
         rows = [wanted_rows([feed]) for feed in feeds if feed.rows != "none"]
         total, count = sum(rows), max((need.count for need in needs), default=0)
         ends = list(accumulate(rows))
         self._left = deque((range(end - n, end), need) for end, n, need in zip(ends, rows, needs, strict=True))
+        self._drawn = None if draws is None else self._session.step_drawn(feeds, sampling_rows(draws))
+        if draws is not None:
+            return
         whole = not count or any(need.whole_row for need in needs)
         self._logits = self._whole_rows(total) if whole else None
         self._ranked = None
@@ -65,6 +79,8 @@ class RowResults:
 
     def _row(self, place: int, need: Need, again: Callable[[], Float32s]) -> StepRow:
         vocab, logits, ranked = self._session.device.vocab_size, self._logits, self._ranked
+        if self._drawn is not None:
+            return StepRow(again, vocab_size=vocab, drawn=drawn_token(self._drawn[place]))
         whole = again if logits is None else lambda: logits[place]
         if ranked is None or not need.count:
             return StepRow(whole, vocab_size=vocab)

@@ -8,6 +8,7 @@ the same.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -85,6 +86,7 @@ class Sampler:
     def __init__(self, options: SamplerOptions, stream: int = 0) -> None:
         self.options = options
         self.seed = options.seed
+        self._next: deque[int] = deque()
         if options.temperature > 0:
             if self.seed is None:
                 import secrets
@@ -113,7 +115,22 @@ class Sampler:
 
     def uniform(self) -> float:
         """The next number of the stream, in [0, 1)."""
-        return (int(self._stream.random_raw()) >> 11) * 2.0**-53
+        bits = self.upcoming()
+        self.skip()
+        return bits * 2.0**-53
+
+    def upcoming(self, ahead: int = 0) -> int:
+        """The 53 bits of the draw after `ahead` others, which is made elsewhere; 0 where nothing is left to chance."""
+        if self.options.temperature == 0:
+            return 0
+        while len(self._next) <= ahead:
+            self._next.append(int(self._stream.random_raw()) >> 11)
+        return self._next[ahead]
+
+    def skip(self) -> None:
+        """The next draw has been made."""
+        if self._next:
+            self._next.popleft()
 
     def _draw(self, weights: NDArray[np.float64]) -> int:
         cumulative = np.cumsum(weights)

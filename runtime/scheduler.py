@@ -13,10 +13,12 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from .generation import Continuation, Generation
-from .greedy_ahead import greedy_ids, most_rows_ahead
+from .gpu.sampling import drawn_token
 from .kv import CachedSequence
 from .ranked_sampler import WHOLE_ROW, Need
 from .row_results import RowResults
+from .running_ahead import Draws, most_rows_ahead, rows_ahead
+from .sampler import SamplerOptions
 from .session import Feed, Session
 from .speculation.proposal import NOTHING, Guesser, Proposal, Speculator, Wish
 from .step_row import StepRow
@@ -142,20 +144,32 @@ def _admit(
 
 
 def _can_run_ahead(session: Session, running: deque[_Running]) -> bool:
-    """Whether all texts are being written, each with the best token every time, and the device finds that itself."""
-    return len(running) <= most_rows_ahead(session) and all(
-        len(row.pending) == 1 and row.guesser is None and row.continuation.takes_best for row in running
+    """Whether all texts are being written, and the device finds their tokens itself: the best ones, or drawn ones."""
+    draws = not all(row.continuation.takes_best for row in running)
+    return len(running) <= most_rows_ahead(session, draws) and all(
+        len(row.pending) == 1 and row.guesser is None and (not draws or row.continuation.takes_drawn) for row in running
     )
+
+
+def _draws(rows: Sequence[_Running]) -> Draws | None:
+    """How the tokens of the texts are drawn; None where every token is the best one."""
+    if all(row.continuation.takes_best for row in rows):
+        return None
+    first = [len(row.continuation.token_ids) for row in rows]
+    return lambda step: [row.continuation.draw(n + step) for row, n in zip(rows, first, strict=True)]
 
 
 def _run_ahead(session: Session, running: deque[_Running]) -> Iterator[Progress]:
     """Write all texts until one of them ends."""
     rows = list(running)
     steps = min(row.continuation.most_tokens - len(row.sequence) for row in rows)
-    with closing(greedy_ids(session, [r.sequence for r in rows], [r.pending[0] for r in rows], steps)) as found:
-        for ids in found:
-            for row, token_id in zip(rows, ids, strict=True):
-                yield from _go_on(row, row.continuation.accept_id(token_id), running)
+    draws = _draws(rows)
+    with closing(rows_ahead(session, [r.sequence for r in rows], [r.pending[0] for r in rows], steps, draws)) as found:
+        for results in found:
+            for row, words in zip(rows, results, strict=True):
+                own = row.continuation
+                text = own.accept_id(int(words[0])) if draws is None else own.accept_drawn(drawn_token(words))
+                yield from _go_on(row, text, running)
             if len(running) < len(rows):
                 return
 
@@ -198,8 +212,16 @@ def _step(session: Session, running: deque[_Running], results: RowResults) -> li
         feeds.append(Feed(row.sequence, part, "none" if row.pending else "all" if guesses else "last"))
         if not row.pending:
             served.append((row, len(row.sequence) + len(part) - 1 - len(guesses)))
-    results.step(feeds, [row.need(session.most_top) for row, _ in served])
+    results.step(feeds, [row.need(session.most_top) for row, _ in served], _draws_of(session, [r for r, _ in served]))
     return served
+
+
+def _draws_of(session: Session, served: Sequence[_Running]) -> list[tuple[SamplerOptions, int]] | None:
+    """How the device draws the next token of each text; None where it cannot, or guesses want more rows than one."""
+    has_guesses = any(row.proposal is not None and row.proposal.ids for row in served)
+    if not served or not session.draws or has_guesses or not all(row.continuation.takes_drawn for row in served):
+        return None
+    return [row.continuation.draw(len(row.continuation.token_ids)) for row in served]
 
 
 def _accept(row: _Running, rows: Iterator[StepRow], start: int, running: deque[_Running]) -> Iterator[Progress]:

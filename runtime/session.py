@@ -9,7 +9,7 @@ What a row gives does not depend on how its sequence was cut into steps, nor on 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -26,6 +26,9 @@ from .run_plan import MemoryPlan
 from .step_pictures import StepPictures
 
 WantedRows = Literal["last", "all", "none"]
+
+StepRows = tuple[Int32s, Int32s, Int32s, Int32s, Int32s]
+"""token_ids, positions, sequence_of_token, page_tables, logit_rows: see `StepDevice.step`."""
 
 
 class StepDevice(Protocol):
@@ -74,6 +77,26 @@ class RankingDevice(Protocol):
 
 
 @runtime_checkable
+class DrawingDevice(Protocol):
+    """A device that can also draw a token from each row of logits of a step, which then stay there."""
+
+    draws_ahead: bool
+    """Whether this model's code does."""
+
+    def step_drawn(
+        self,
+        token_ids: Int32s,
+        positions: Int32s,
+        sequence_of_token: Int32s,
+        page_tables: Int32s,
+        logit_rows: Int32s,
+        sampling: Int32s,
+        pictures: StepPictures | None = None,
+    ) -> Int32s:
+        """Run one ragged step; what was drawn, i32 [R, SAMPLED_WORDS]."""
+
+
+@runtime_checkable
 class PageCopyingDevice(Protocol):
     """A device that can copy a page of a cache: sequences on it can be forked."""
 
@@ -112,6 +135,11 @@ class Session:
     def most_top(self) -> int:
         """The longest list of best logits that `step_ranked` gives; 0: it cannot be used."""
         return self.device.most_top if isinstance(self.device, RankingDevice) else 0
+
+    @property
+    def draws(self) -> bool:
+        """Whether `step_drawn` can be used."""
+        return isinstance(self.device, DrawingDevice) and self.device.draws_ahead
 
     def open(self) -> CachedSequence:
         """A new, empty sequence; `close` it to give its pages back."""
@@ -170,7 +198,7 @@ class Session:
         leaves every sequence where it was.
         """
         logits = np.empty((wanted_rows(feeds), self.device.vocab_size), np.float32) if out is None else out
-        self._step(feeds, logits, None)
+        self._step(feeds, lambda rows, pictures: self._run(rows, pictures, logits, None))
         return logits
 
     def step_ranked(self, feeds: Sequence[Feed], ranked: RankedRows, out: Float32s | None = None) -> RankedRows:
@@ -179,10 +207,22 @@ class Session:
         Each list holds as many as `ranked` has room for, at most `most_top`. The logits themselves are written
         only to `out`, when it is given.
         """
-        self._step(feeds, out, ranked)
+        self._step(feeds, lambda rows, pictures: self._run(rows, pictures, out, ranked))
         return ranked
 
-    def _step(self, feeds: Sequence[Feed], logits: Float32s | None, ranked: RankedRows | None) -> None:
+    def step_drawn(self, feeds: Sequence[Feed], sampling: Int32s) -> Int32s:
+        """As `step`, for a token drawn for each wanted row as `sampling_rows` says; i32 [R, SAMPLED_WORDS]."""
+        device, found = self.device, np.empty((0, 0), np.int32)
+        assert isinstance(device, DrawingDevice)
+
+        def run(rows: StepRows, pictures: StepPictures | None) -> None:
+            nonlocal found
+            found = device.step_drawn(*rows, sampling, pictures)
+
+        self._step(feeds, run)
+        return found
+
+    def _step(self, feeds: Sequence[Feed], run: Callable[[StepRows, StepPictures | None], None]) -> None:
         counts = [len(feed.ids) for feed in feeds]
         total = sum(counts)
         if not 0 < total <= self.max_step_tokens:
@@ -201,14 +241,14 @@ class Session:
             page_tables(feeds),
             rows,
         )
-        self._run(arguments, pictures_of([(feed.sequence, len(feed.ids)) for feed in feeds]), logits, ranked)
+        run(arguments, pictures_of([(feed.sequence, len(feed.ids)) for feed in feeds]))
         for feed in feeds:
             feed.sequence.ids.extend(feed.ids)
             feed.sequence.images.fed(len(feed.sequence))
 
     def _run(
         self,
-        rows: tuple[Int32s, Int32s, Int32s, Int32s, Int32s],
+        rows: StepRows,
         pictures: StepPictures | None,
         logits: Float32s | None,
         ranked: RankedRows | None,

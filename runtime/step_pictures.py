@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .run_plan import ImagePlan
+
 
 @dataclass(frozen=True)
 class StepPictures:
@@ -33,3 +35,11 @@ class StepPictures:
             raise TypeError("step needs C-contiguous float32 image embeddings [rows, width]")
         if (self.image_rows is None) != (images is None) or (self.vision_start is None) != (self.vision_stop is None):
             raise ValueError("step needs image rows with embeddings, and the starts of ranges with their stops")
+
+
+def check_pixels(pixels: NDArray[np.float32], image: ImagePlan) -> None:
+    """Refuse what `encode_image` cannot take as the programming error it is: TypeError, ValueError."""
+    if pixels.dtype != np.float32 or not pixels.flags.c_contiguous or pixels.ndim != 4 or not len(pixels):
+        raise TypeError("encode_image needs C-contiguous float32 pixels [tiles, channels, height, width]")
+    if pixels.shape[1:] != image.pixels[1:] or (image.is_joint and len(pixels) > image.pixels[0]):
+        raise ValueError(f"encode_image needs tiles of {image.pixels}, not {pixels.shape}")

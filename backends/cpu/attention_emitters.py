@@ -63,6 +63,25 @@ class AttentionEmitters(Frame):
             f"s->sequence_of_token, {tables});"
         )
 
+    def emit_qkv_dense(self, op: Op) -> None:
+        x = op.operands[1]
+        self._qkv(op, f"{self.place(x).pointer}, {self.place(x).stride}", [x], list(op.operands[2:]))
+
+    def emit_qkv_grouped(self, op: Op) -> None:
+        x = list(op.operands[1:4])
+        self._qkv(op, self.quantized([self.place(v) for v in x]), x, list(op.operands[4:]))
+
+    def _qkv(self, op: Op, x: str, reads: list[Value], rest: list[Value]) -> None:
+        weight, angles, out = rest[0], rest[4:], self.output(op, 1)
+        tables = ", ".join(self.place(v).pointer for v in angles) or "NULL, NULL"
+        self.call(
+            f"{self.generator.qkv(op)}(th, s, {out.pointer}, {out.stride}, {x}, {self.weight(weight)}, {tables}, "
+            f"{op.attributes['layer']});",
+            [*reads, *angles],
+            [out],
+            (self._region(op.operands[0].cache),),
+        )
+
     def in_place(self, op: Op, value: Value, result: Value) -> Place:
         """The place of joined rows, which `result` keeps."""
         place, offset = self.place(value), placement(op)[op.results.index(result)]

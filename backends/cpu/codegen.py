@@ -21,6 +21,7 @@ from .encoder_emitters import attention_function, biased_function
 from .image_abi import image_declarations, image_exports
 from .literals import C_TYPES, c_float, c_format
 from .op_table import ProfiledOp
+from .qkv_function import qkv_function
 from .toolchain import kernel_source
 
 LARGEST_HEAD = 256
@@ -212,6 +213,19 @@ class Generator:
             f"  {call}(th, y, ldy, {given}, offsets, w, {rows}, {columns}, {experts}, {c_format(fmt)});\n}}\n"
         )
         return name
+
+    def qkv(self, op: Op) -> str:
+        """The name of the function for this projection of q, k and v and what becomes of its heads."""
+        body = qkv_function(op, self.group(op.operands[0].cache))
+        named = next((name for name, text in self.kernels.items() if text == body.replace("NAME", name)), None)
+        if named is None:
+            stem = (
+                f"qkv_{format_of(str(op.attributes['format'])).name}_{op.attributes['rows']}x{op.attributes['columns']}"
+            )
+            taken = sum(name.startswith(stem) for name in self.kernels)
+            named = f"{stem}_{taken + 1}" if taken else stem
+            self.kernels[named] = body.replace("NAME", named)
+        return named
 
     def attention(self, op: Op) -> str:
         """The name of the attention function for this head count, scale and group of layers."""

@@ -8,8 +8,10 @@ from llamac.ir.row_layouts import RowLayout
 from llamac.ir.types import CacheType
 
 from .architectures import Architecture
-from .linear_requests import TILES, between, few_tiles, many_tiles, padded_tokens, product_type, weight_types
+from .cost_model import TILES, few_tiles, many_tiles, padded_tokens
+from .linear_requests import between, product_type, weight_types
 from .request import CompileOptions, Constant, KernelRequest
+from .tuned_rows import tuned
 
 DECODE_ROWS = 16
 """Query rows of a tile in decoding: the heads of a kv head, filled up to what matrix units take."""
@@ -19,8 +21,8 @@ DECODE_ROWS = 16
 class Heads:
     """The attention of one kind of layer.
 
-    cache_type: Triton's type of the cache's elements. qk_eps: of the norm of q and k, negative without one. floor,
-    temperature: of Llama 4's layers without rotation; floor 0 without.
+    cache_type: Triton's type of the cache's elements. scaled: whether keys and values have scales. qk_eps: of the norm
+    of q and k, negative without one. floor, temperature: of Llama 4's layers without rotation; floor 0 without.
     """
 
     heads: int
@@ -31,11 +33,7 @@ class Heads:
     qk_eps: float = -1.0
     floor: int = 0
     temperature: float = 0.0
-
-    @property
-    def scaled(self) -> bool:
-        """Whether the cache holds 8-bit floats, with scales."""
-        return self.cache_type in ("fp8e4nv", "u8")
+    scaled: bool = False
 
     def cache_constants(self) -> dict[str, Constant]:
         """What the kernels must know of the cache."""
@@ -67,7 +65,7 @@ def decode_qkv(machine: Architecture, layout: RowLayout, heads: Heads, tokens: i
         "BP": pairs, "BK": tile.columns, "SPLITS": 1, "PDL": machine.dependent_launch,
     }  # fmt: skip
     options = CompileOptions(tile.warps, 1, dependent_launch=True)
-    return KernelRequest("qkv", "decode_qkv", signature, _without(constants, signature), options)
+    return tuned(machine, KernelRequest("qkv", "decode_qkv", signature, _without(constants, signature), options))
 
 
 def prefill_qkv(
@@ -83,7 +81,7 @@ def prefill_qkv(
         "x_scale_ptr": None, "norm_ptr": None, "K": layout.columns, "EPS": eps, "BP": pairs, "BM": sizes["BM"],
         "BK": sizes["BK"], "DOT": product_type(layout), "PDL": machine.dependent_launch,
     }  # fmt: skip
-    return KernelRequest("qkv", "prefill_qkv", signature, _without(constants, signature), options)
+    return tuned(machine, KernelRequest("qkv", "prefill_qkv", signature, _without(constants, signature), options))
 
 
 def keys_of(machine: Architecture, cache: CacheType) -> int:
@@ -118,7 +116,8 @@ def prefill_attention(machine: Architecture, heads: Heads, q: str) -> KernelRequ
         "ROWS": tiles.query_rows, "PDL": machine.dependent_launch,
     }  # fmt: skip
     options = CompileOptions(tiles.attention_warps, tiles.stages, dependent_launch=True)
-    return KernelRequest("attention", "prefill_attention", signature, _without(constants, signature), options)
+    request = KernelRequest("attention", "prefill_attention", signature, _without(constants, signature), options)
+    return tuned(machine, request)
 
 
 def _projection(layout: RowLayout, heads: Heads, x: str) -> dict[str, str]:

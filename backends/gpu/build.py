@@ -15,6 +15,7 @@ from llamac.artifact.launch_plan import (
     Argument,
     Bucket,
     Buffer,
+    Encoder,
     Kernel,
     KernelParameter,
     Launch,
@@ -27,6 +28,7 @@ from .architectures import Architecture
 from .calls import Call, MeetingCall, Slot
 from .compile import CompiledKernel, Parameter
 from .compile_process import CompileProcess
+from .encoder_calls import EncoderCalls
 from .launches import BucketCalls
 from .request import KernelRequest
 from .toolchain import CUDA_TOOLKIT, HOPPER_TOOLKIT, PORTABLE_TOOLKIT, require_triton
@@ -54,6 +56,7 @@ class PlanRequest:
     page_tokens: int
     ranks: int = 1
     rank: int = 0
+    encoder: EncoderCalls | None = None
 
     @property
     def code(self) -> str:
@@ -61,11 +64,13 @@ class PlanRequest:
         return "ptx" if self.portable else {"cuda": "cubin", "hip": "hsaco"}[self.machine.kind]
 
     def calls(self) -> Iterable[Call]:
-        """Every call of every bucket and tail."""
+        """Every call of every bucket and tail, and of the image encoder."""
         for bucket in self.buckets:
             yield from bucket.body
             for tail in bucket.tails.values():
                 yield from tail
+        if self.encoder is not None:
+            yield from self.encoder.body
 
 
 @dataclass
@@ -179,7 +184,7 @@ def _plan(plan: PlanRequest, compiled: Mapping[str, CompiledKernel], members: di
             kernels[key] = _kernel(plan, call.request, compiled[key], key, members)
     numbers = {key: index for index, key in enumerate(kernels)}
 
-    def launch(call: Call, bucket: BucketCalls) -> Launch:
+    def launch(call: Call, bucket: BucketCalls | EncoderCalls) -> Launch:
         key = identity(call.request, plan.machine.name)
         arguments = tuple(_argument(call, p.name, bucket) for p in kernels[key].parameters)
         x, y, z = (*call.grid, 1, 1)[:3]
@@ -193,10 +198,11 @@ def _plan(plan: PlanRequest, compiled: Mapping[str, CompiledKernel], members: di
         )
         for b in plan.buckets
     )  # fmt: skip
-    machine = plan.machine
+    machine, own = plan.machine, plan.encoder
+    encoder = Encoder(tuple(launch(c, own) for c in own.body), own.most_rows, own.shapes) if own is not None else None
     return LaunchPlan(
         plan.target, machine.kind, machine.name, plan.code, machine.warp, _toolkit(plan), plan.vocab, plan.page_tokens,
-        plan.buffers, tuple(kernels.values()), buckets, plan.ranks, plan.rank,
+        plan.buffers, tuple(kernels.values()), buckets, plan.ranks, plan.rank, encoder,
     )  # fmt: skip
 
 
@@ -240,6 +246,6 @@ def _meeting(call: MeetingCall, bucket: BucketCalls) -> Meeting:
     return Meeting(call.at, call.kind, places[0], places[1], call.rows, call.columns, call.where)
 
 
-def _argument(call: Call, name: str, bucket: BucketCalls) -> Argument:
+def _argument(call: Call, name: str, bucket: BucketCalls | EncoderCalls) -> Argument:
     passed = call.arguments[name]
     return Pointer("arena", bucket.places[passed]) if isinstance(passed, Slot) else passed

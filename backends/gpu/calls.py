@@ -55,12 +55,16 @@ class MeetingCall:
 
 @dataclass(frozen=True)
 class StepShape:
-    """What a bucket is made for: up to `tokens` rows, up to `rows` logit rows, replayed at exactly those or not."""
+    """What a bucket is made for: up to `tokens` rows, up to `rows` logit rows, replayed at exactly those or not.
+
+    is_short: its products wait for weights, whatever its number of rows, and take them in narrow tiles.
+    """
 
     name: str
     kind: str
     tokens: int
     rows: int
+    is_short: bool = False
 
     @property
     def is_replayed(self) -> bool:
@@ -93,7 +97,7 @@ class StepCalls:
     """The calls of one bucket while its module is walked.
 
     units: multiprocessors of the target. weights: where each weight lies. memory: what each value of the graph is.
-    normed: rows that were normed in a launch of their own, by the rows, the norm and the type they are in.
+    normed: rows that were normed or rounded in a launch of their own, by the rows, the norm and the type they are in.
     """
 
     machine: Architecture
@@ -102,7 +106,7 @@ class StepCalls:
     weights: Mapping[Weight, int]
     calls: list[Call] = field(default_factory=list)
     memory: dict[Value, Passed] = field(default_factory=dict)
-    normed: dict[tuple[Value, Value, str], Slot] = field(default_factory=dict)
+    normed: dict[tuple[Value, Value | None, str], Slot] = field(default_factory=dict)
     meetings: list[MeetingCall] = field(default_factory=list)
     counters: int = 0
     tile_tokens: int = 0
@@ -122,7 +126,7 @@ class StepCalls:
     def slot(self, value: Value, name: str) -> Slot:
         """Memory for a result, by its type and the sizes of the bucket."""
         size = value.tensor.dtype.bits // 8
-        bound = {"T": self.shape.tokens, "R": self.shape.rows}
+        bound = {"T": self.shape.tokens, "R": self.shape.rows, "M": self.shape.tokens}
         for dim in value.tensor.concrete_shape(bound):
             size *= dim
         found = Slot(size, name)

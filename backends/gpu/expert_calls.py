@@ -8,7 +8,7 @@ from llamac.ir.graph import Op
 from . import expert_requests
 from .calls import StepCalls, constant, tiles, times
 from .expert_requests import Experts
-from .linear_calls import Given, input_of, is_few
+from .linear_calls import Given, input_of, is_few, whole_input
 
 
 def route(step: StepCalls, op: Op) -> None:
@@ -40,19 +40,23 @@ def gate_up(step: StepCalls, op: Op) -> None:
     few = is_few(step, given.layout, step.shape.tokens * mixture.top)
     if few:
         request = expert_requests.decode_gate_up(step.machine, mixture, given.eps)
-        x, norm = step.at(given["x"]), {"norm_ptr": step.at(given["norm"])}
+        rows = whole_input(step, given)
         grid: tuple[Expression, ...] = (tiles(mixture.inner, constant(request, "BN")), slots)
     else:
         width = _tokens_of_expert(step, mixture)
-        x, kind, norm = input_of(step, given, width)
-        request = expert_requests.prefill_gate_up(step.machine, mixture, width, x=kind, norm=bool(norm), eps=given.eps)
+        rows = input_of(step, given, width)
+        request = expert_requests.prefill_gate_up(
+            step.machine, mixture, width, x=rows.kind, norm=rows.norm, eps=given.eps
+        )
+        request = rows.taken(request, step.machine)
         grid = (
             _expert_tiles(slots, constant(request, "BM"), mixture.count),
             tiles(mixture.inner, constant(request, "BN")),
         )
     step.call(
-        request, grid, op.location, x_ptr=x, order_ptr=step.at(given["order"]), score_ptr=step.at(given["scores"]),
-        offset_ptr=step.at(given["offsets"]), y_ptr=step.slot(op.result, "routed rows"), **norm,
+        request, grid, op.location, x_ptr=rows.x, order_ptr=step.at(given["order"]),
+        score_ptr=step.at(given["scores"]), offset_ptr=step.at(given["offsets"]),
+        y_ptr=step.slot(op.result, "routed rows"), **rows.others,
         **step.matrix(given["weight"], given.layout),
     )  # fmt: skip
 
@@ -63,20 +67,22 @@ def down(step: StepCalls, op: Op) -> None:
     mixture = _mixture(given, given.integer("rows"), given.integer("columns"))
     slots = times(step.shape.token_count(), mixture.top)
     if is_few(step, given.layout, step.shape.tokens * mixture.top):
+        rows = whole_input(step, given)
         request = expert_requests.decode_down(step.machine, mixture, given.has("base"))
         grid: tuple[Expression, ...] = (tiles(mixture.hidden, constant(request, "BN")), slots)
     else:
-        request = expert_requests.prefill_down(
-            step.machine, mixture, _tokens_of_expert(step, mixture), given.has("base")
-        )
+        width = _tokens_of_expert(step, mixture)
+        rows = input_of(step, given, width)
+        request = expert_requests.prefill_down(step.machine, mixture, width, given.has("base"))
+        request = rows.taken(request, step.machine)
         grid = (
             _expert_tiles(slots, constant(request, "BM"), mixture.count),
             tiles(mixture.hidden, constant(request, "BN")),
         )
     base = {"base_ptr": step.at(given["base"])} if given.has("base") else {}
     step.call(
-        request, grid, op.location, x_ptr=step.at(given["x"]), order_ptr=step.at(given["order"]),
-        offset_ptr=step.at(given["offsets"]), y_ptr=step.slot(op.result, "answers"), **base,
+        request, grid, op.location, x_ptr=rows.x, order_ptr=step.at(given["order"]),
+        offset_ptr=step.at(given["offsets"]), y_ptr=step.slot(op.result, "answers"), **rows.others, **base,
         **step.matrix(given["weight"], given.layout),
     )  # fmt: skip
 

@@ -8,8 +8,10 @@ from llamac.ir.layouts import WeightFormat
 from llamac.ir.row_layouts import RowLayout
 
 from .architectures import Architecture
-from .linear_requests import between, few_tiles, many_tiles, padded_tokens, product_type, weight_types
+from .cost_model import few_tiles, many_tiles, padded_tokens
+from .linear_requests import between, product_type, weight_types
 from .request import CompileOptions, Constant, KernelRequest
+from .tuned_rows import tuned
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def decode_gate_up(machine: Architecture, experts: Experts, eps: float) -> Kerne
     constants |= _mixture(machine, experts) | {
         "N": experts.inner, "K": experts.hidden, "EPS": eps, "TOP": experts.top, "BN": tile.rows, "BK": tile.columns,
     }  # fmt: skip
-    return KernelRequest("moe", "decode_expert_gate_up", signature, constants, _few(tile.warps))
+    return tuned(machine, KernelRequest("moe", "decode_expert_gate_up", signature, constants, _few(tile.warps)))
 
 
 def decode_down(machine: Architecture, experts: Experts, onto: bool) -> KernelRequest:
@@ -82,7 +84,7 @@ def decode_down(machine: Architecture, experts: Experts, onto: bool) -> KernelRe
     constants |= _mixture(machine, experts) | _no_base(onto) | {
         "N": experts.hidden, "K": experts.inner, "BN": tile.rows, "BK": tile.columns,
     }  # fmt: skip
-    return KernelRequest("moe", "decode_expert_down", signature, constants, _few(tile.warps))
+    return tuned(machine, KernelRequest("moe", "decode_expert_down", signature, constants, _few(tile.warps)))
 
 
 def prefill_gate_up(
@@ -99,7 +101,7 @@ def prefill_gate_up(
         "x_scale_ptr": None, "N": experts.inner, "K": experts.hidden, "EPS": eps, "TOP": experts.top,
         "DOT": product_type(layout),
     }  # fmt: skip
-    return KernelRequest("moe", "prefill_expert_gate_up", signature, constants, options)
+    return tuned(machine, KernelRequest("moe", "prefill_expert_gate_up", signature, constants, options))
 
 
 def prefill_down(machine: Architecture, experts: Experts, tokens: int, onto: bool) -> KernelRequest:
@@ -111,7 +113,7 @@ def prefill_down(machine: Architecture, experts: Experts, tokens: int, onto: boo
     constants |= _mixture(machine, experts) | _no_base(onto) | sizes | {
         "x_scale_ptr": None, "N": experts.hidden, "K": experts.inner, "DOT": product_type(layout),
     }  # fmt: skip
-    return KernelRequest("moe", "prefill_expert_down", signature, constants, options)
+    return tuned(machine, KernelRequest("moe", "prefill_expert_down", signature, constants, options))
 
 
 def scatter(machine: Architecture, columns: int, top: int) -> KernelRequest:

@@ -9,7 +9,7 @@ from llamac.ir.layouts import format_of
 from llamac.ir.types import CacheType
 
 from .architectures import ARCHITECTURES, Architecture
-from .linear_requests import TILES
+from .cost_model import TILES
 
 WEIGHT_TYPES: dict[str, frozenset[str]] = {
     name: frozenset({"f32", "f16", "bf16", "i8", "u8", "i4", "u4"}) | ({"e4m3fn"} if row.e4m3 else frozenset())
@@ -22,8 +22,9 @@ portable build decodes them in software, but nobody should choose them for a GPU
 LEAST_KEYS = 16
 """Keys that matrix units take at once."""
 
-CACHE_TYPES = ("f16", "bf16", "f32")
-"""Types of key and value caches, on every instruction set."""
+CACHE_TYPES = {"f16": "f16", "bf16": "bf16", "f32": "f32", "e4m3fn": "fp8"}
+"""Types of key and value caches, on every instruction set -> what `--kv` calls them. 8-bit floats are converted in
+software where the hardware does not: half the bytes are worth it, and there is no other cache of 8 bits."""
 
 
 def check_legal(module: Module, machine: Architecture, target: str) -> None:
@@ -31,7 +32,7 @@ def check_legal(module: Module, machine: Architecture, target: str) -> None:
     for _, op in module.ops():
         if "format" in op.attributes:
             _check_type(op, machine, target)
-        if op.opcode == "attend":
+        if op.opcode in ("attend", "attend_vision_rows"):
             _check_heads(op, machine, target)
 
 
@@ -48,11 +49,11 @@ def _check_type(op: Op, machine: Architecture, target: str) -> None:
 
 
 def _check_heads(op: Op, machine: Architecture, target: str) -> None:
-    kind, heads = op.operands[1].type, op.attributes["heads"]
+    kind, heads = next(v.type for v in op.operands if isinstance(v.type, CacheType)), op.attributes["heads"]
     assert isinstance(kind, CacheType) and isinstance(heads, int)
     if kind.dtype.name not in CACHE_TYPES:
         reason = f"no GPU kernel reads a cache of {kind.dtype.name}"
-        raise LlamacError("LLC0611", op.location, f"{target}: {reason}", f"--kv {', '.join(CACHE_TYPES)}")
+        raise LlamacError("LLC0611", op.location, f"{target}: {reason}", f"--kv {', '.join(CACHE_TYPES.values())}")
     width, shared, tiles = kind.head_dim, heads // kind.kv_heads, TILES[machine.name]
     if width & (width - 1) or not 16 <= width <= 256:
         reason = f"heads of {width} are no power of two from 16 to 256, which the attention kernels are made for"

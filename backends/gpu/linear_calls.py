@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from llamac.artifact.launch_plan import Expression, Pointer
 from llamac.ir.dtypes import F16, DType
 from llamac.ir.graph import Op, Value
-from llamac.ir.ops.row_kernels import given_names, layout_of
+from llamac.ir.ops.row_kernels import E4M3_ABOVE, given_names, layout_of
 from llamac.ir.row_layouts import RowLayout, between_type
 
 from . import linear_requests, step_requests
+from .architectures import Architecture
 from .calls import Passed, Slot, StepCalls, constant, tiles, times
-from .linear_requests import NARROW, few_tokens
+from .cost_model import NARROW
+from .linear_requests import few_tokens
 from .request import KernelRequest
 
 TRITON_TYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i32": "i32"}
@@ -41,6 +45,11 @@ class Given:
         assert isinstance(found, float)
         return found
 
+    @property
+    def slots_of_token(self) -> int:
+        """Rows of x for each token: the way back of experts has one for each that it chose."""
+        return self.integer("top_k") if self.op.opcode == "expert_down_rows16" else 1
+
     def integer(self, name: str) -> int:
         """An integer attribute."""
         found = self.op.attributes[name]
@@ -60,22 +69,71 @@ def is_few(step: StepCalls, layout: RowLayout, count: int) -> bool:
 
 def tile_tokens(step: StepCalls, count: int) -> int:
     """The number of tokens that the tiles of a product with matrix units are made for."""
-    return NARROW if step.shape.is_replayed and count <= MOST_NARROW else max(count, NARROW + 1)
+    return NARROW if step.shape.is_short and count <= MOST_NARROW else max(count, NARROW + 1)
 
 
-def input_of(step: StepCalls, given: Given, tokens: int) -> tuple[Passed, str, dict[str, Passed]]:
-    """x of a product with matrix units: the rows and their type, and the norm that is left to the product.
+@dataclass(frozen=True)
+class Input:
+    """x of a product with matrix units: rows, their type, and what else the product is told of them.
+
+    That is the weight of a norm that is left to it, or the scales of rows in 8-bit floats.
+    """
+
+    x: Passed
+    kind: str
+    others: dict[str, Passed] = field(default_factory=dict)
+
+    @property
+    def norm(self) -> bool:
+        """Whether the product makes the norm."""
+        return "norm_ptr" in self.others
+
+    def taken(self, request: KernelRequest, machine: Architecture) -> KernelRequest:
+        """The product as it takes these rows."""
+        return linear_requests.eight_bit(request, machine) if "x_scale_ptr" in self.others else request
+
+
+def input_of(step: StepCalls, given: Given, tokens: int) -> Input:
+    """x of a product with matrix units.
 
     Narrow tiles make the norm themselves, in bf16 and f32 alone: unscaled activations can exceed f16. Else the rows are
     normed once, for all products of them.
     """
     x = given["x"]
+    if takes_eight_bits(step, given):
+        rows, scales = eight_bit_rows(step, given)
+        return Input(rows, step_requests.EIGHT_BITS[step.machine.e4m3], {"x_scale_ptr": scales})
     if not given.has("norm"):
-        return step.at(x), type_of(x), {}
+        return Input(step.at(x), type_of(x))
     kind = between_type(given.layout.format)
     if tokens <= NARROW and kind is not F16 and (x, given["norm"], kind.name) not in step.normed:
-        return step.at(x), type_of(x), {"norm_ptr": step.at(given["norm"])}
-    return norm_rows(step, given, kind), TRITON_TYPES[kind.name], {}
+        return Input(step.at(x), type_of(x), {"norm_ptr": step.at(given["norm"])})
+    return Input(norm_rows(step, given, kind), TRITON_TYPES[kind.name])
+
+
+def takes_eight_bits(step: StepCalls, given: Given) -> bool:
+    """Whether activations are 8-bit floats: a step of fewer tokens than it takes for that has a smaller bucket."""
+    above = given.op.attributes.get(E4M3_ABOVE)
+    return isinstance(above, int) and not step.shape.is_replayed and step.shape.tokens > above
+
+
+def eight_bit_rows(step: StepCalls, given: Given) -> tuple[Slot, Slot]:
+    """The [normed] rows of x as 8-bit floats and their scales, made once."""
+    x, norm = given["x"], given["norm"] if given.has("norm") else None
+    key = (x, norm, "e4m3fn")
+    if key not in step.normed:
+        columns, each = given.layout.columns, given.slots_of_token
+        count = step.shape.tokens * each
+        rows, scales = step.scratch(count * columns, "8-bit rows"), step.scratch(4 * count, "scales of rows")
+        kind = step_requests.EIGHT_BITS[step.machine.e4m3]
+        request = step_requests.norm_rows(step.machine, columns, kind, given.eps, x=type_of(x), norm=norm is not None)
+        others: dict[str, Passed] = {"norm_ptr": step.at(norm)} if norm is not None else {}
+        step.call(
+            request, (times(step.shape.token_count(), each),), given.op.location, x_ptr=step.at(x), y_ptr=rows,
+            scale_ptr=scales, **others,
+        )  # fmt: skip
+        step.normed[key], step.normed[(x, norm, "scales")] = rows, scales
+    return step.normed[key], step.normed[(x, norm, "scales")]
 
 
 def norm_rows(step: StepCalls, given: Given, kind: DType) -> Slot:
@@ -124,16 +182,13 @@ def linear(step: StepCalls, op: Op, to: Passed | None = None) -> None:
     )
     few = is_few(step, given.layout, bound)
     width = bound if few else tile_tokens(step, bound)
-    if few:
-        x, kind = step.at(given["x"]), type_of(given["x"])
-        norm: dict[str, Passed] = {"norm_ptr": step.at(given["norm"])} if given.has("norm") else {}
-    else:
-        x, kind, norm = input_of(step, given, width)
+    rows = whole_input(step, given) if few else input_of(step, given, width)
     make = linear_requests.decode_linear if few else linear_requests.prefill_linear
     request = make(
-        step.machine, given.layout, width, x=kind, norm=bool(norm), residual=given.has("residual"), listed=listed,
+        step.machine, given.layout, width, x=rows.kind, norm=rows.norm, residual=given.has("residual"), listed=listed,
         eps=given.eps,
     )  # fmt: skip
+    request = rows.taken(request, step.machine)
     others: dict[str, Passed] = {
         **({"row_ptr": step.at(given["rows"])} if listed else {}),
         **({"residual_ptr": step.at(given["residual"])} if given.has("residual") else {}),
@@ -142,9 +197,15 @@ def linear(step: StepCalls, op: Op, to: Passed | None = None) -> None:
         step.memory[op.result] = to
     y = to if to is not None else step.slot(op.result, "product")
     step.call(
-        request, product_grid(request, given.layout.rows, count), op.location, x_ptr=x, y_ptr=y,
-        tokens=count, **norm, **others, **step.matrix(given["weight"], given.layout),
+        request, product_grid(request, given.layout.rows, count), op.location, x_ptr=rows.x, y_ptr=y,
+        tokens=count, **rows.others, **others, **step.matrix(given["weight"], given.layout),
     )  # fmt: skip
+
+
+def whole_input(step: StepCalls, given: Given) -> Input:
+    """x of a product of few rows, which makes the norm itself."""
+    others: dict[str, Passed] = {"norm_ptr": step.at(given["norm"])} if given.has("norm") else {}
+    return Input(step.at(given["x"]), type_of(given["x"]), others)
 
 
 def product_grid(request: KernelRequest, rows: int, count: Expression) -> tuple[Expression, ...]:
@@ -161,18 +222,19 @@ def gate_up(step: StepCalls, op: Op) -> None:
     count, tokens = step.shape.token_count(), step.shape.tokens
     few = is_few(step, given.layout, tokens)
     if few:
+        rows = whole_input(step, given)
         request = linear_requests.decode_gate_up(step.machine, given.layout, tokens, given.eps)
-        x: Passed = step.at(given["x"])
-        norm: dict[str, Passed] = {"norm_ptr": step.at(given["norm"])}
     else:
         width = tile_tokens(step, tokens)
-        x, kind, norm = input_of(step, given, width)
+        rows = input_of(step, given, width)
         request = linear_requests.prefill_gate_up(
-            step.machine, given.layout, width, x=kind, norm=bool(norm), eps=given.eps
+            step.machine, given.layout, width, x=rows.kind, norm=rows.norm, eps=given.eps
         )
+        request = rows.taken(request, step.machine)
     step.call(
-        request, product_grid(request, given.layout.rows // 2, count), op.location, x_ptr=x,
-        y_ptr=step.slot(op.result, "gated rows"), tokens=count, **norm, **step.matrix(given["weight"], given.layout),
+        request, product_grid(request, given.layout.rows // 2, count), op.location, x_ptr=rows.x,
+        y_ptr=step.slot(op.result, "gated rows"), tokens=count, **rows.others,
+        **step.matrix(given["weight"], given.layout),
     )  # fmt: skip
 
 

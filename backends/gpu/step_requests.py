@@ -5,7 +5,8 @@ from __future__ import annotations
 from llamac.ir.row_layouts import RowLayout
 
 from .architectures import Architecture
-from .linear_requests import padded_tokens, weight_types
+from .cost_model import padded_tokens
+from .linear_requests import weight_types
 from .request import CompileOptions, Constant, KernelRequest
 
 BLOCK = 1024
@@ -30,18 +31,26 @@ def rope_angles(half: int) -> KernelRequest:
     )
 
 
-def norm_rows(machine: Architecture, columns: int, kind: str, eps: float) -> KernelRequest:
-    """Normed f32 rows as `kind`: 16-bit floats, or 8-bit ones with a scale a row."""
-    largest = {"fp8e4nv": 448.0, "fp8e4b8": 240.0}.get(kind)
-    signature = {"x_ptr": "*fp32", "norm_ptr": "*fp32", "y_ptr": f"*{kind}"}
+EIGHT_BITS = {"e4m3fn": "fp8e4nv", "e4m3fnuz": "fp8e4b8", "": "u8"}
+"""What a machine's matrix units multiply of 8-bit floats -> Triton's type of activations in them; bytes where none."""
+
+_LARGEST = {"fp8e4nv": 448.0, "u8": 448.0, "fp8e4b8": 224.0}
+"""The largest of a row becomes this: of e4m3fnuz half of what it can be of e4m3fn, so that the bits are the same."""
+
+
+def norm_rows(
+    machine: Architecture, columns: int, kind: str, eps: float, *, x: str = "fp32", norm: bool = True
+) -> KernelRequest:
+    """[Normed] rows as `kind`: 16-bit floats, or 8-bit ones with a scale a row."""
+    largest = _LARGEST.get(kind)
+    signature = {"x_ptr": f"*{x}", "y_ptr": f"*{kind}"} | ({"norm_ptr": "*fp32"} if norm else {})
     constants: dict[str, Constant] = {
         "K": columns, "EPS": eps, "LARGEST": largest or 0.0, "BLOCK": padded_tokens(columns),
         "PDL": machine.dependent_launch,
     }  # fmt: skip
     if largest:
         signature["scale_ptr"] = "*fp32"
-    else:
-        constants["scale_ptr"] = None
+    constants |= {name: None for name in ("scale_ptr", "norm_ptr") if name not in signature}
     return KernelRequest("linear", "norm_rows", signature, constants, CompileOptions(8, 1, dependent_launch=True))
 
 

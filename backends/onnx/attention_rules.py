@@ -6,7 +6,7 @@ import numpy as np
 
 from llamac.ir.graph import Op
 
-from .emitter import IDS, MASK, POSITIONS, Emitter, Rule
+from .emitter import MASK, POSITIONS, Emitter, Rule
 
 HIDDEN = float(np.finfo(np.float32).min)
 """Added to hidden scores. Finite: the row of a padding token, which sees nothing, must have a softmax."""
@@ -27,7 +27,7 @@ def causal(e: Emitter) -> str:
     w = e.writer
 
     def make() -> str:
-        total, tokens = _scalar(e, length(e, MASK)), _scalar(e, length(e, IDS))
+        total, tokens = _scalar(e, length(e, MASK)), _scalar(e, length(e, e.rows))
         zero, one = w.constant(0), w.constant(1)
         keys = w.op("Range", zero, total, one)
         queries = w.op("Unsqueeze", w.op("Range", w.op("Sub", total, tokens), total, one), w.constant([1]))

@@ -11,9 +11,10 @@ from llamac.ir.graph import Module, Op, Value, Weight
 
 from . import attention_rules, shape_rules
 from .emit import STANDARD, Emitted, finished
-from .emitter import IDS, MASK, Emitter, Rule, Settings
+from .emitter import MASK, Emitter, Rule, Settings
 from .graph_writer import MICROSOFT
 from .grouped_attention import GroupedPlan, emit_attention, plan_attention
+from .interfaces import declare_text
 from .product_rules import embedding as standard_embedding
 from .product_rules import float_matrix, is_last_alone, lifted_minima, of_minima, per_group
 from .routing_rules import expert_linear
@@ -37,7 +38,8 @@ def emit_contributed(module: Module, settings: Settings, note: Note, properties:
         return [made.result for made in replaced if made is not None] or op.operands
 
     emitter = Emitter(graph, {**STANDARD, **_rules(plans)}, settings, note)
-    emitter.run(reads)
+    declare_text(emitter)
+    emitter.run(reads=reads)
     emitter.writer.drop_unused_inputs()
     return finished(emitter, module.name, properties)
 
@@ -96,7 +98,7 @@ def linear(e: Emitter, op: Op) -> None:
 def last_of_each(e: Emitter, x: str) -> str:
     """The last row of each sequence, [batch, 1, d], as onnxruntime-genai pads a batch: behind the text."""
     w = e.writer
-    past = w.op("Sub", attention_rules.length(e, MASK), attention_rules.length(e, IDS))
+    past = w.op("Sub", attention_rules.length(e, MASK), attention_rules.length(e, e.rows))
     behind = w.op("Sub", w.op("ReduceSum", MASK, w.constant([1]), keepdims=0), past)
     last = w.op("Max", w.op("Sub", behind, w.constant([1])), w.constant([0]))
     rows = w.op("GatherND", x, w.op("Unsqueeze", last, w.constant([1])), batch_dims=1)

@@ -15,10 +15,13 @@ from llamac.errors import LlamacError
 from llamac.ir.graph import Graph, Op, Value, Weight
 from llamac.ir.types import TensorType
 
-from .graph_writer import OPSET, GraphWriter
+from .external_data import ExternalData
+from .graph_writer import DATA, OPSET, GraphWriter
 from .weights import Note, WeightForms
 
 IDS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
+EMBEDS = "inputs_embeds"
+"""What a decoder takes instead of ids where pictures come in among the embedded text."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,21 @@ class Settings:
 class Emitter:
     """The graph being emitted: names of values so far, and what several rules share."""
 
-    def __init__(self, graph: Graph, rules: Mapping[str, Rule], settings: Settings, note: Note) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        rules: Mapping[str, Rule],
+        settings: Settings,
+        note: Note,
+        data_file: str = DATA,
+        data: ExternalData | None = None,
+    ) -> None:
         self.graph = graph
         self.rules = rules
         self.settings = settings
-        self.writer = GraphWriter()
+        self.writer = GraphWriter(data_file, data)
         self.weights = WeightForms(self.writer, note)
+        self.rows = IDS  # the input with a row for each new token
         self._names: dict[Value, str] = {}
         self._wanted: dict[Value, str] = {}
 
@@ -66,15 +78,20 @@ class Emitter:
         """Emit the node that gives `of`."""
         self.bind(of, self.writer.op(kind, *inputs, result=self.wanted(of), domain=domain, **attributes))
 
+    def want(self, value: Value, name: str) -> None:
+        """A value is an output of the graph, called `name`."""
+        self._wanted[value] = name
+
     def operands(self, op: Op) -> tuple[str, ...]:
         """Names of the operands that are no weights."""
         return tuple(self.name(v) for v in op.operands if not isinstance(v, Weight))
 
-    def run(self, reads: Callable[[Op], Sequence[Value]] = lambda op: op.operands) -> None:
-        """Emit the whole graph; `reads` says which values the rule of an op wants."""
-        self._declare_inputs()
-        self._declare_outputs()
-        for op in _needed(self.graph, reads):
+    def run(self, graph: Graph | None = None, reads: Callable[[Op], Sequence[Value]] = lambda op: op.operands) -> None:
+        """Emit a graph, the emitter's own unless told; `reads` says which values the rule of an op wants.
+
+        Inputs and outputs have been declared, and its arguments have names.
+        """
+        for op in _needed(graph or self.graph, reads):
             if all(self.has(result) for result in op.results):
                 continue
             self.writer.place = op.location
@@ -84,44 +101,6 @@ class Emitter:
                 reason = f"the op {op.opcode} has no form in ONNX (opset {OPSET})"
                 raise LlamacError("LLC0931", op.location or op.opcode, reason, hint)
             rule(self, op)
-
-    def _declare_inputs(self) -> None:
-        """What transformers' models take: ids, mask, positions, and the past of each layer."""
-        w, names = self.writer, self._names
-        w.place = "inputs"
-        w.input(IDS, "INT64", ("batch", "tokens"))
-        w.input(MASK, "INT64", ("batch", "total"))
-        w.input(POSITIONS, "INT64", ("batch", "tokens"))
-        for argument in self.graph.arguments:
-            part, _, layer = argument.name.partition(".")
-            if argument.name == "ids":
-                names[argument] = IDS
-            elif argument.name == "positions":
-                names[argument] = POSITIONS
-            elif part in ("past_k", "past_v"):
-                kv_heads, _, head_dim = argument.tensor.shape
-                assert isinstance(kv_heads, int) and isinstance(head_dim, int)
-                name = f"past_key_values.{layer}.{'key' if part == 'past_k' else 'value'}"
-                names[argument] = w.input(name, "FLOAT", ("batch", kv_heads, "past", head_dim))
-            else:
-                reason = f"the step takes %{argument.name}, which has no place among the inputs of a text model"
-                raise LlamacError("LLC0932", argument.name, reason, "export a text model")
-
-    def _declare_outputs(self) -> None:
-        """Logits, and what each layer hands on."""
-        logits, *states = self.graph.outputs
-        pasts = [a for a in self.graph.arguments if a.name.startswith("past_")]
-        vocab = logits.tensor.shape[1]
-        assert isinstance(vocab, int) and len(pasts) == len(states)
-        rows: str | int = "tokens" if self.settings.logits == "all" else 1
-        self.writer.output(LOGITS, "FLOAT", ("batch", rows, vocab))
-        self._wanted[logits] = LOGITS
-        for state, past in zip(states, pasts, strict=True):
-            kv_heads, _, head_dim = state.tensor.shape
-            assert isinstance(kv_heads, int) and isinstance(head_dim, int)
-            name = self._names[past].replace("past_key_values", "present")
-            self.writer.output(name, "FLOAT", ("batch", kv_heads, "total", head_dim))
-            self._wanted[state] = name
 
 
 Rule = Callable[[Emitter, Op], None]

@@ -12,7 +12,7 @@ from .external_data import ExternalData, PlacedTensor
 from .library import library
 
 DATA = "model.onnx.data"
-"""Name of the file that holds the weights."""
+"""Name of the file that holds the weights of a whole model."""
 
 MICROSOFT = "com.microsoft"
 """Domain of ONNX Runtime's own operators."""
@@ -29,10 +29,11 @@ Dimension = int | str
 class GraphWriter:
     """One ONNX graph in the making. Values are names; `place` is the part of the model that nodes are named after."""
 
-    def __init__(self) -> None:
+    def __init__(self, data_file: str = DATA, data: ExternalData | None = None) -> None:
+        self.data_file = data_file
         self._onnx = library("onnx")
         self.place = ""
-        self.data = ExternalData()
+        self.data = data or ExternalData()
         self._nodes: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
@@ -86,7 +87,7 @@ class GraphWriter:
         proto = self._onnx.TensorProto
         made = proto(name=tensor.name, data_type=proto.DataType.Value(tensor.element), dims=tensor.dims)
         made.data_location = proto.EXTERNAL
-        for key, value in (("location", DATA), ("offset", tensor.offset), ("length", tensor.nbytes)):
+        for key, value in (("location", self.data_file), ("offset", tensor.offset), ("length", tensor.nbytes)):
             made.external_data.add(key=key, value=str(value))
         self._initializers.append(made)
         return tensor.name

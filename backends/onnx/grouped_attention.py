@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llamac.errors import LlamacError
 from llamac.ir.graph import Graph, Op, Value
 
 from .attention_rules import bias_of, same_chunk
 from .emitter import MASK, Emitter
 from .graph_writer import MICROSOFT
+
+_WIDTHS = 8
+"""What the width of a head is a multiple of in GroupQueryAttention (onnxruntime 1.32)."""
+_ROTATED_WIDTHS = 16
+"""The same where it rotates, too."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,14 @@ def plan_attention(graph: Graph, op: Op) -> GroupedPlan | None:
 
 
 def _before_rotation(q: Value, k: Value) -> tuple[Value, Value, Value | None]:
-    """q and k as they were before a rotation that both share, and its frequencies."""
+    """q and k as they were before a rotation that both share, and its frequencies.
+
+    ONNX Runtime rotates heads of a multiple of 16 numbers only; those of other widths are rotated before.
+    """
+    width = q.tensor.shape[-1]
+    assert isinstance(width, int)
+    if width % _ROTATED_WIDTHS:
+        return q, k, None
     ropes = [value.producer for value in (q, k)]
     for rope in ropes:
         if rope is None or rope.opcode != "rope" or rope.attributes["style"] != "half_split":
@@ -113,6 +126,9 @@ def emit_attention(e: Emitter, op: Op, plan: GroupedPlan) -> None:
     heads, _, head_dim = op.operands[0].tensor.shape
     kv_heads, scale = op.operands[1].tensor.shape[0], op.attributes["scale"]
     assert isinstance(heads, int) and isinstance(kv_heads, int) and isinstance(head_dim, int)
+    if head_dim % _WIDTHS:
+        reason = f"ONNX Runtime's GroupQueryAttention takes heads of a multiple of {_WIDTHS} numbers, not of {head_dim}"
+        raise LlamacError("LLC0932", op.location, reason, "write standard operators: llamac export --to onnx")
     if plan.packed is not None:
         start = [e.name(plan.packed), "", ""]
     else:

@@ -20,17 +20,17 @@ _BLOCK_ELEMENTS = 1 << 22
 
 
 class WrittenModel:
-    """A model.onnx with its external file. Tensors are read through maps, as much as is asked for."""
+    """A model of a folder with its external file. Tensors are read through maps, as much as is asked for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, file: str = MODEL) -> None:
         self._onnx = library("onnx")
-        self._folder = folder
-        self.proto = self._onnx.load(str(folder / MODEL), load_external_data=False)
+        self._folder, self._file = folder, file
+        self.proto = self._onnx.load(str(folder / file), load_external_data=False)
         self.tensors: dict[str, Any] = {t.name: t for t in self.proto.graph.initializer}
 
     def validate(self) -> None:
         """Run onnx.checker over the model in its place; raises its ValidationError."""
-        library("onnx.checker").check_model(str(self._folder / MODEL))
+        library("onnx.checker").check_model(str(self._folder / self._file))
 
     @property
     def external(self) -> set[str]:

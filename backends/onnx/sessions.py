@@ -23,15 +23,7 @@ class OnnxSession:
     """
 
     def __init__(self, folder: Path, exact: bool = False) -> None:
-        options = library("onnxruntime").SessionOptions()
-        options.log_severity_level = 3
-        model: Any = str(folder / MODEL)
-        if exact:
-            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-            model = _with_wide_activations(folder)
-        providers = ["CPUExecutionProvider"]
-        self._session = library("onnxruntime").InferenceSession(model, options, providers=providers)
+        self._session = open_session(folder, MODEL, exact)
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._pasts = [i for i in self._session.get_inputs() if i.name.startswith("past_key_values.")]
         self._names = {i.name for i in self._session.get_inputs()}
@@ -57,9 +49,21 @@ class OnnxSession:
         return np.asarray(found[LOGITS][0], np.float32)
 
 
-def _with_wide_activations(folder: Path) -> bytes:
+def open_session(folder: Path, file: str, exact: bool) -> Any:
+    """ONNX Runtime's session over one graph of a folder; see `OnnxSession` for `exact`."""
+    options = library("onnxruntime").SessionOptions()
+    options.log_severity_level = 3
+    model: Any = str(folder / file)
+    if exact:
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        model = _with_wide_activations(folder / file)
+    return library("onnxruntime").InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _with_wide_activations(path: Path) -> bytes:
     """The graph with the accuracy_level that keeps activations in f32."""
-    proto = library("onnx").load(str(folder / MODEL), load_external_data=False)
+    proto = library("onnx").load(str(path), load_external_data=False)
     for node in proto.graph.node:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":

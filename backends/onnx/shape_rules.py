@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llamac.ir.dtypes import BF16, F16, F32
-from llamac.ir.graph import Op
+from llamac.ir.graph import Op, Value, Weight
 
 from .emitter import Emitter, Rule, with_batch
 from .graph_writer import GraphWriter
@@ -58,8 +58,14 @@ def cast(e: Emitter, op: Op) -> None:
 
 
 def add(e: Emitter, op: Op) -> None:
-    """A sum."""
-    e.node("Add", *(e.name(v) for v in op.operands), of=op.result)
+    """A sum; of a weight, which is the same for the whole batch."""
+    e.node("Add", *(_added(e, value) for value in op.operands), of=op.result)
+
+
+def _added(e: Emitter, value: Value) -> str:
+    if not isinstance(value, Weight):
+        return e.name(value)
+    return e.weights.vector(value) if value.tensor.rank == 1 else e.weights.floats(value, False)
 
 
 SHAPE_RULES: dict[str, Rule] = {

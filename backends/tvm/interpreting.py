@@ -7,6 +7,7 @@ compared op by op. Caches are those of the interpreter; what an op sees of them 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from llamac.ir.layouts import format_of
 from llamac.ir.ops.cache_ops import CacheState
 from llamac.ir.types import TensorType
 
+from .apart import apart
 from .build import refusal, this_machine
 from .kernel import FlatOp, Parameter
 from .lowering import flat_result, held, traits
@@ -38,6 +40,16 @@ class TvmInterpreter(Interpreter):
     def evaluate(self, op: Op, run: Evaluation) -> Sequence[Any]:
         if op.opcode == "call":
             return super().evaluate(op, run)
+        values: dict[Value, Any] = dict(zip(op.operands, run.inputs, strict=True))
+        with apart(op) as parts:
+            for part in parts:
+                types = [result.type for result in part.results]
+                given = replace(run, inputs=[values[v] for v in part.operands], attributes=part.attributes)
+                found = self._evaluated(part, replace(given, result_types=types))
+                values.update(zip(part.results, found, strict=True))
+            return found
+
+    def _evaluated(self, op: Op, run: Evaluation) -> Sequence[Any]:
         tokens = len(_positions(op, run))
         given = [_flat_operand(value, array, op, run) for value, array in zip(op.operands, run.inputs, strict=True)]
         types = [t for part, _ in given for t in part]

@@ -14,7 +14,7 @@ rounded to what it holds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from llamac.ir.graph import Attribute, Graph, Module, Op, Value, Weight
 from llamac.ir.layouts import format_of
 from llamac.ir.types import CacheType, TensorType
 
+from .apart import apart
 from .kernel import FlatOp, Parameter
 from .rules.table import written
 from .values import STORED
@@ -154,15 +155,23 @@ class _Lowering:
     def _graph(self, graph: Graph, values: dict[Value, _Bound], layer: int | None) -> list[_Bound]:
         """Write out the ops of a graph; its outputs."""
         for op in graph.ops:
-            operands = [v if isinstance(v, Weight) else values.get(v) for v in op.operands]
             if op.opcode == "call":
+                operands = _bound(op, values)
                 callee = self.module.graphs[str(op.attributes["callee"])]
                 given = dict(zip(callee.arguments, operands, strict=True))
                 found = self._graph(callee, given, int(str(op.attributes["layer"])))
             else:
-                found = self._op(op, operands, layer)
+                found = self._parts(op, dict(values), layer)
             values.update(zip(op.results, found, strict=True))
         return [values[v] for v in graph.outputs]
+
+    def _parts(self, op: Op, values: dict[Value, _Bound], layer: int | None) -> list[_Bound]:
+        """Emit an op, part by part where it stands for several; what its results stand for."""
+        with apart(op) as parts:
+            for part in parts:
+                found = self._op(part, _bound(part, values), layer)
+                values.update(zip(part.results, found, strict=True))
+            return found
 
     def _op(self, op: Op, operands: Sequence[_Bound], layer: int | None) -> list[_Bound]:
         """Emit the call of one op; what its results stand for."""
@@ -263,6 +272,11 @@ class _Lowering:
                 product = product * self.symbols[name]
             total = total + product
         return total
+
+
+def _bound(op: Op, values: Mapping[Value, _Bound]) -> list[_Bound]:
+    """What the operands of an op stand for; None for those that one sequence has no use for."""
+    return [v if isinstance(v, Weight) else values.get(v) for v in op.operands]
 
 
 def _place(op: Op, layer: int | None) -> int:

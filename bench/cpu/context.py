@@ -1,13 +1,16 @@
 """How speed falls with length: prefill against the prompt, decode against the context, beside the floor of memory.
 
-    python bench/cpu/context.py                                     llama-3.2-1b, int4, cache f16 and int8, up to 32k
-    python bench/cpu/context.py --contexts 131072 --prompts --kv int8
+    python bench/cpu/context.py                                    llama-3.2-1b, int4, cache f16 and int8, up to 128k
+    python bench/cpu/context.py --contexts 131072 --prompts 32768 --kv int8    a real prompt of 32k beside, minutes
     python bench/cpu/context.py model.llamac --json
 
 A decode step at context n reads the weights of a token and the keys and values of n positions. Its floor is that many
 bytes over the plain read of memory by as many threads, which is measured before and after each step that is timed;
 figures are medians over the pairs. A context is not prefilled: one page of keys and values is computed and copied to
-all others, which costs a step the same. Prefill is timed whole, in steps of --max-step-tokens.
+all others, which costs a step the same. Prefill is timed whole, in steps of --max-step-tokens; a prompt of more than
+8192 tokens once. At each context its last step is timed too, and what the process holds is looked at meanwhile: the
+most, beyond what it held with the caches full, should not grow with the context. The time of a whole prompt that long
+is estimated from those steps, their cost being a straight line between contexts.
 """
 
 from __future__ import annotations
@@ -35,6 +38,9 @@ from llamac.runtime.read_bandwidth import ReadBandwidth
 from llamac.runtime.run_plan import CachePlan
 from llamac.runtime.session import Feed
 
+LONG_PROMPT = 8192
+"""Tokens; a longer prompt is timed once."""
+
 
 @dataclass(frozen=True)
 class Decode:
@@ -46,6 +52,21 @@ class Decode:
     kv_bytes: int
     read_bytes_per_second: float
     ratio: float
+
+
+@dataclass(frozen=True)
+class LastStep:
+    """The last step of a prompt that fills a context: its rows and seconds; what the process held at most, in bytes.
+
+    grown_bytes: how much of that came with the step. plan_bytes: weights, arena and the pages of the context.
+    """
+
+    context: int
+    tokens: int
+    seconds: float
+    peak_bytes: int
+    grown_bytes: int
+    plan_bytes: int
 
 
 @dataclass(frozen=True)
@@ -110,11 +131,47 @@ def decode(model: Model, context: int, pairs: int, bandwidth: ReadBandwidth) -> 
     return Decode(context, statistics.median(seconds), weights, kept, read, ratio)
 
 
+def held(name: str = "VmRSS") -> int:
+    """Bytes that this process holds now, or (VmHWM) held at most since `forget_peak`."""
+    rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(rows[name].split()[0]) * 1024
+
+
+def forget_peak() -> None:
+    """Count the most that the process holds from now on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def last_step(model: Model, context: int) -> LastStep:
+    """The last rows of a prompt of `context` tokens, all in one step."""
+    device = model.session.device
+    assert isinstance(device, CpuDevice)
+    tables, plan = fill(model, device, context), device.plan
+    count = min(plan.max_step_tokens, context)
+    rows = np.arange(context - count, context, dtype=np.int32)
+    ids = (rows * 7919) % model.session.token_ids
+    one_step(device, ids[-1:], rows[-1:], tables)  # weights are in memory
+    forget_peak()
+    before = held()
+    seconds = one_step(device, ids, rows, tables)
+    peak = held("VmHWM")
+    pages = sum(cache.page_bytes for cache in plan.caches) * tables.shape[2]
+    planned = plan.weight_bytes + plan.arena_bytes + pages
+    return LastStep(context, count, seconds, peak, peak - before, planned)
+
+
+def estimated(steps: list[LastStep], tokens: int) -> float:
+    """Seconds of a whole prompt: the cost of a token is taken to be a straight line between the measured contexts."""
+    known = sorted((step.context - step.tokens / 2, step.seconds / step.tokens) for step in steps)
+    at = np.arange(tokens)
+    return float(np.interp(at, [x for x, _ in known], [y for _, y in known]).sum())
+
+
 def prefill(model: Model, tokens: int, repeats: int) -> Prefill:
     """A prompt from nothing to the logits of its last token."""
     session, taken = model.session, []
     ids = [(i * 7919) % session.token_ids for i in range(tokens)]
-    for _ in range(repeats):
+    for _ in range(repeats if tokens <= LONG_PROMPT else 1):
         sequence = session.open()
         started = time.perf_counter()
         for start in range(0, tokens, session.max_step_tokens):
@@ -124,13 +181,14 @@ def prefill(model: Model, tokens: int, repeats: int) -> Prefill:
     return Prefill(tokens, statistics.median(taken))
 
 
-def measure(path: Path, words: argparse.Namespace) -> tuple[list[Prefill], list[Decode]]:
-    """All prompts and contexts of one artifact."""
+def measure(path: Path, words: argparse.Namespace) -> tuple[list[Prefill], list[Decode], list[LastStep]]:
+    """All prompts and contexts of one artifact, shorter contexts first: memory that was touched stays."""
     longest = max([*words.prompts, *words.contexts])
     bandwidth = ReadBandwidth(words.threads)
     with llamac.load(path, threads=words.threads, context=longest, device="cpu") as model:
         prompts = [prefill(model, n, words.repeats) for n in words.prompts]
-        return prompts, [decode(model, n, words.pairs, bandwidth) for n in words.contexts]
+        steps = [last_step(model, n) for n in sorted(words.contexts)]
+        return prompts, [decode(model, n, words.pairs, bandwidth) for n in words.contexts], steps
 
 
 def artifacts(words: argparse.Namespace, folder: Path) -> dict[str, Path]:
@@ -145,7 +203,7 @@ def artifacts(words: argparse.Namespace, folder: Path) -> dict[str, Path]:
     return made
 
 
-def show(name: str, prompts: list[Prefill], contexts: list[Decode]) -> None:
+def show(name: str, prompts: list[Prefill], contexts: list[Decode], steps: list[LastStep]) -> None:
     """One artifact's figures for people."""
     print(name)
     for p in prompts:
@@ -157,6 +215,13 @@ def show(name: str, prompts: list[Prefill], contexts: list[Decode]) -> None:
             f"({d.weight_bytes / 1e6:.0f} + {d.kv_bytes / 1e6:.0f} MB at {d.read_bytes_per_second / 1e9:.1f} GB/s), "
             f"{d.ratio:.2f} times the floor's time"
         )
+    for s in steps:
+        whole = estimated(steps, s.context)
+        print(
+            f"  last {s.tokens} rows of {s.context:7d}  {s.tokens / s.seconds:8.1f} tokens/s, at most "
+            f"{s.peak_bytes / 1e6:.0f} MB held ({s.plan_bytes / 1e6:.0f} by plan), {s.grown_bytes / 1e6:.1f} MB of it "
+            f"new; the whole prompt about {whole:.1f} s ({s.context / whole:.1f} tokens/s)"
+        )
 
 
 def options() -> argparse.Namespace:
@@ -165,7 +230,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("source", nargs="?", default="llama-3.2-1b", help="an artifact, or a preset (random weights)")
     parser.add_argument("--quantize", default="int4")
     parser.add_argument("--kv", nargs="+", default=["f16", "int8"])
-    parser.add_argument("--contexts", nargs="*", type=int, default=[512, 2048, 8192, 32768], help="also 131072")
+    parser.add_argument("--contexts", nargs="*", type=int, default=[512, 2048, 8192, 32768, 131072])
     parser.add_argument("--prompts", nargs="*", type=int, default=[128, 512, 2048])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--pairs", type=int, default=7)
@@ -184,10 +249,11 @@ def main() -> None:
     print(machine_line(), file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="llamac-context-") as folder:
         for name, path in artifacts(words, Path(folder)).items():
-            prompts, contexts = measure(path, words)
+            prompts, contexts, steps = measure(path, words)
             found[name] = {"prefill": [asdict(p) for p in prompts], "decode": [asdict(d) for d in contexts]}
+            found[name]["last_step"] = [asdict(s) for s in steps]
             if not words.json:
-                show(name, prompts, contexts)
+                show(name, prompts, contexts, steps)
     if words.json:
         print(json.dumps({**machine(), "threads": words.threads, "models": found}))
 

@@ -116,6 +116,8 @@ def op_cost(op: Op, shape: StepShape) -> Cost:
         return _attend(op, shape)
     if op.opcode in ("rope_append", "append", "append_tokens"):
         return _append(op, shape)
+    if op.opcode in ("qkv_dense", "qkv_grouped"):
+        return _qkv(op, shape)
     if op.opcode == "embed_rows":
         packed = _bytes(op.operands[1], shape) // max(_integer(op, "rows"), 1)
         return Cost(0, packed * shape.tokens, 0, _bytes(op.results[0], shape))
@@ -157,6 +159,15 @@ def _append(op: Op, shape: StepShape) -> Cost:
     rows = evaluate(op.operands[1].tensor.shape[0], shape.symbols)
     written = rows * cache.page_bytes // (cache.layers * cache.page)
     return Cost(3 * _elements(op.operands[1], shape), 0, written, _bytes(op.operands[1], shape))
+
+
+def _qkv(op: Op, shape: StepShape) -> Cost:
+    """A product, and the rows that are appended; what is done to its heads in between hardly counts."""
+    cache, packed = op.operands[0].cache, op.operands[4 if op.opcode == "qkv_grouped" else 2]
+    rows, width = evaluate(op.results[1].tensor.shape[0], shape.symbols), _integer(op, "rows")
+    written = rows * cache.page_bytes // (cache.layers * cache.page)
+    moved = sum(_bytes(v, shape) for v in (*op.operands, *op.results) if v is not packed)
+    return Cost(2 * rows * width * _integer(op, "columns"), _bytes(packed, shape), written, moved)
 
 
 def _integer(op: Op, name: str) -> int:

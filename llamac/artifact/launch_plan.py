@@ -25,7 +25,10 @@ TOKENS, ROWS, SEQUENCES, TABLE_WIDTH = "tokens", "rows", "sequences", "table_wid
 PAGES = "pages"
 """`pages.<cache>`: pages of a cache, the padding page not counted."""
 
-VARIABLES = (TOKENS, ROWS, SEQUENCES, TABLE_WIDTH)
+IMAGE_ROWS, VISION_TOKENS = "image_rows", "vision_tokens"
+"""Rows of pictures that a step puts among its tokens; vision tokens of the picture that the encoder works on."""
+
+VARIABLES = (TOKENS, ROWS, SEQUENCES, TABLE_WIDTH, IMAGE_ROWS, VISION_TOKENS)
 LARGEST = 1 << 62
 """What no size may exceed."""
 
@@ -147,6 +150,7 @@ class Buffer:
     * `cache`: key and value pages, `page_bytes` each, the padding page last.
     * `input`: i32 (or `type`) that the host writes before a step.
     * `output`: what the host may read after one.
+    * `image_input`, `image_output`: as these two, for a run of the image encoder.
 
     tile_tokens: for `attention_tiles` only, see `attention_tiles`.
     """
@@ -160,7 +164,7 @@ class Buffer:
     tile_tokens: int = 0
 
 
-ROLES = ("weights", "scratch", "counters", "cache", "input", "output")
+ROLES = ("weights", "scratch", "counters", "cache", "input", "output", "image_input", "image_output")
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,8 @@ class Bucket:
     kind: `decode`, whose rows attend one by one, so any rows may be in it; the step is filled up to exactly `tokens`
     and `rows` with padding, so every launch of it can be replayed. `prefill`, whose rows attend in tiles of consecutive
     tokens of one sequence; it takes any number up to `tokens`. tails: what follows `launches` for the wanted result:
-    `logits` (f32 [rows, vocab]) or `greedy` (i32 [rows], the best token of each row).
+    `logits` (f32 [rows, vocab]), `greedy` (i32 [rows], the best token of each row), or `sample` (`chosen`, i32 [rows],
+    tokens drawn as the input `sampling` says, and `sampled`, i32 [rows, SAMPLED_WORDS], what the host is told of them).
     """
 
     name: str
@@ -193,7 +198,32 @@ class Bucket:
 
 
 KINDS = ("decode", "prefill")
-RESULTS = ("logits", "greedy")
+RESULTS = ("logits", "greedy", "sample")
+NEEDED_RESULTS = ("logits", "greedy")
+"""Tails that every bucket has; an older compiler's plan has no others."""
+
+LISTED = 64
+"""How many of the best logits of a row a step that samples tells of."""
+
+SAMPLING_WORDS = 8
+"""Words of a row of the input `sampling`, i32 [rows, 8]: see `runtime/gpu/sampling.py`."""
+
+SAMPLED_WORDS = 4 + 2 * LISTED
+"""Words of a row of the output `sampled`: id, log-probability, normalizer, mass, then ids and logits of the best."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The launches of one run of the image encoder, over a tile or over all tiles of a picture.
+
+    It takes the buffers `image_input`, and gives `image_output`, or vision tokens in the cache of these. most_rows: the
+    most that VISION_TOKENS can be; grids depend on nothing else. shapes: of an encoder of whole pictures, how many
+    tiles a picture of each aspect ratio has, 0 for the numbers that are none.
+    """
+
+    launches: tuple[Launch, ...]
+    most_rows: int
+    shapes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -221,6 +251,9 @@ class LaunchPlan:
     rank: int = 0
     """Of a divided model: 0 for the plan of the first rank, 1 for that of every other one, which adds no residual."""
 
+    encoder: Encoder | None = None
+    """Of a model that takes pictures."""
+
     def buffer(self, name: str) -> Buffer:
         """The buffer called `name` (LLC0714 when there is none)."""
         for found in self.buffers:
@@ -239,12 +272,14 @@ class LaunchPlan:
                 for launch in launches:
                     yield bucket, launch
 
-    def choose(self, tokens: int, rows: int, longest_run: int) -> Bucket:
+    def choose(self, tokens: int, rows: int, longest_run: int, pictures: bool = False) -> Bucket:
         """The bucket for a step (LLC0715 when it is larger than all).
 
-        longest_run: most tokens of one sequence. Few rows attend one by one whatever they are.
+        longest_run: most tokens of one sequence. Few rows attend one by one whatever they are. pictures: some rows are
+        those of pictures, which only prefill buckets put in their places.
         """
         fits = [b for b in self.buckets if b.tokens >= tokens and b.rows >= rows]
+        fits = [b for b in fits if not (pictures and b.is_replayed)]
         decode = [b for b in fits if b.kind == "decode" and (longest_run == 1 or b.tokens <= FEW_ROWS)]
         prefill = [b for b in fits if b.kind == "prefill"]
         for found in (decode, prefill, fits):

@@ -15,6 +15,7 @@ from llamac.errors import LlamacError
 from .launch_plan import (
     KINDS,
     MEETINGS,
+    NEEDED_RESULTS,
     OPERATIONS,
     PAGES,
     PLAN_VERSION,
@@ -24,6 +25,7 @@ from .launch_plan import (
     Argument,
     Bucket,
     Buffer,
+    Encoder,
     Expression,
     Kernel,
     KernelParameter,
@@ -54,9 +56,14 @@ def write_plan(plan: LaunchPlan) -> bytes:
     head = _fields(plan) | {"format": FORMAT, "version": PLAN_VERSION}
     if plan.ranks == 1:  # a model that is whole says nothing of ranks
         head = {key: value for key, value in head.items() if key not in ("ranks", "rank")}
-    parts = {key: _text(value) for key, value in head.items() if key not in ("buffers", "kernels", "buckets")}
+    parts = {k: _text(v) for k, v in head.items() if k not in ("buffers", "kernels", "buckets", "encoder")}
     parts |= {key: _lines(list(map(_text, value))) for key, value in lists.items()}
     parts["buckets"] = _lines([_bucket_text(bucket) for bucket in plan.buckets])
+    if plan.encoder is not None:
+        launches = _lines(list(map(_launch_text, plan.encoder.launches)))
+        parts["encoder"] = (
+            f'{{"launches":{launches},"most_rows":{plan.encoder.most_rows},"shapes":{_text(plan.encoder.shapes)}}}'
+        )
     return ("{\n" + ",\n".join(f"{_text(key)}:{parts[key]}" for key in sorted(parts)) + "\n}\n").encode()
 
 
@@ -73,7 +80,8 @@ def _lines(rows: list[str]) -> str:
 
 
 def _bucket_text(bucket: Bucket) -> str:
-    tails = ",".join(f"{_text(name)}:{_lines(list(map(_launch_text, bucket.tails[name])))}" for name in RESULTS)
+    there = [name for name in RESULTS if name in bucket.tails]
+    tails = ",".join(f"{_text(name)}:{_lines(list(map(_launch_text, bucket.tails[name])))}" for name in there)
     named = {"name": bucket.name, "kind": bucket.kind, "tokens": bucket.tokens, "rows": bucket.rows}
     launches = _lines([_launch_text(launch) for launch in bucket.launches])
     met = {name: [_meeting_fields(m) for m in found] for name, found in bucket.meetings.items() if found}
@@ -148,7 +156,19 @@ class _Reader:
             buffers=buffers, kernels=self.kernels, buckets=self.each(row, "buckets", self.bucket),
             ranks=self.integer({"ranks": 1, **row}, "ranks", "", 1, 64),
             rank=self.integer({"rank": 0, **row}, "rank", "", 0, 1),
+            encoder=self.encoder(row["encoder"]) if "encoder" in row else None,
         )  # fmt: skip
+
+    def encoder(self, found: Any) -> Encoder:
+        row = self.object(found, "encoder")
+        most = self.integer(row, "most_rows", "encoder", 1, 1 << 24)
+        launches = self.each(row, "launches", self.launch, "encoder")
+        return Encoder(launches, most, self.each(row, "shapes", self.tiles, "encoder"))
+
+    def tiles(self, found: Any, place: str) -> int:
+        if not _is_integer(found) or not 0 <= found <= 1 << 16:
+            self.refuse(place, "is no number of tiles")
+        return found
 
     def buffer(self, found: Any, place: str) -> Buffer:
         row = self.object(found, place)
@@ -194,15 +214,15 @@ class _Reader:
         row = self.object(found, place)
         kind = self.text(row, "kind", place)
         tails = self.object(row.get("tails"), f"{place}.tails")
-        if kind not in KINDS or set(tails) != set(RESULTS):
-            self.refuse(place, f"must be of a kind in {KINDS} and end in {RESULTS}")
+        if kind not in KINDS or not set(NEEDED_RESULTS) <= set(tails) <= set(RESULTS):
+            self.refuse(place, f"must be of a kind in {KINDS} and end in {NEEDED_RESULTS}")
         meetings = self.object(row.get("meetings", {}), f"{place}.meetings")
         if not set(meetings) <= {"launches", *RESULTS}:
             self.refuse(f"{place}.meetings", "must stand in launches or in a tail")
         return Bucket(
             self.text(row, "name", place), kind, self.integer(row, "tokens", place, 1, 1 << 20),
             self.integer(row, "rows", place, 1, 1 << 20), self.each(row, "launches", self.launch, place),
-            {name: self.each(tails, name, self.launch, f"{place}.tails") for name in RESULTS},
+            {name: self.each(tails, name, self.launch, f"{place}.tails") for name in RESULTS if name in tails},
             {name: self.each(meetings, name, self.meeting, f"{place}.meetings") for name in meetings},
         )  # fmt: skip
 

@@ -99,6 +99,9 @@ SCHEMA: tuple[Key, ...] = (
     Key("gpu.memory.arena_bytes", "integer", "scratch memory of the largest step"),
     Key("gpu.memory.weight_bytes", "integer", "bytes of weights in memory"),
     Key("gpu.memory.weight_bytes_per_token", "integer", "bytes of weights read to decode one token"),
+    Key("gpu.image", "object", "what differs of the image encoder", optional=True),
+    Key("gpu.image.ir", "text", "member with its kernel-level IR for GPUs"),
+    Key("gpu.image.passes", "list", "its passes, as passes has them"),
     Key("onnx", "object", "the graph that ONNX Runtime runs, where it is a target", optional=True),
     Key("onnx.ir", "text", "member with the model-level IR that the graph was emitted from"),
     Key("onnx.passes", "list", "its passes, as passes has them"),
@@ -298,6 +301,7 @@ def _check_references(manifest: Manifest, where: str) -> None:
     """Everything that names a member or a layout names one that exists."""
     named: list[tuple[str, str | None]] = [("chat_template", manifest["chat_template"]), ("ir", manifest.get("ir"))]
     named += [(f"{part}.ir", manifest[part]["ir"]) for part in ("image", "gpu", "onnx") if part in manifest]
+    named += [("gpu.image.ir", manifest["gpu"]["image"]["ir"])] if "image" in manifest.get("gpu", {}) else []
     for index, target in enumerate(manifest["targets"]):
         named += [(f"targets[{index}].{key}", target.get(key)) for key in ("code", "source", "fallback")]
         named += [(f"targets[{index}].others", member) for member in target.get("others", ())]

@@ -3,6 +3,10 @@
     step(weights..., inputs..., past...) -> (logits [R, vocab], present...)
 
 `inputs` are token_ids [T], positions [T] and logit_rows [R], all i32, and those of pictures where the model takes some.
+The image encoder has a plan of its own. It takes pixels [tiles, channels, height, width], of one tile, and gives its
+embeddings [rows, width]; or those of a whole picture with aspect_ratio [1] and positions [M], both i32, and gives keys
+and values of its first M vision tokens, layer by layer of those that see pictures.
+
 `past` and `present` are the keys and values of each layer of each cache, [KV heads, P, head size] and [KV heads, P + T,
 head size], in the order of the caches in the manifest, of their layers, keys before values.
 """
@@ -66,7 +70,8 @@ class TvmState:
 class TvmPlan:
     """One function. code: the member with the shared library, or with the source of the kernels of a device.
 
-    image_width: the width of the embeddings of pictures, 0 where the function takes none.
+    image_width: the width of the embeddings of pictures, 0 where the function takes none. encoder: the member with the
+    plan of the image encoder, "" where the model has none.
     """
 
     target: str
@@ -77,6 +82,12 @@ class TvmPlan:
     image_width: int
     past: tuple[TvmState, ...]
     kernels: tuple[str, ...]
+    encoder: str = ""
+
+    @property
+    def members(self) -> list[str]:
+        """The members that belong to the plan, beside its own."""
+        return [self.code, *([self.encoder] if self.encoder else [])]
 
 
 def require_tvm() -> None:
@@ -105,6 +116,7 @@ def write_tvm_plan(plan: TvmPlan) -> bytes:
         "image_width": plan.image_width,
         "past": [[s.cache, s.layer, s.part, s.kv_heads, s.head_dim, s.dtype] for s in plan.past],
         "kernels": list(plan.kernels),
+        "encoder": plan.encoder,
     }
     lines = [f"{json.dumps(key)}:{json.dumps(value[key], sort_keys=True)}" for key in sorted(value)]
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
@@ -128,6 +140,7 @@ def read_tvm_plan(data: bytes, where: str) -> TvmPlan:
                 for c, n, part, heads, dim, kind in value["past"]
             ),
             tuple(map(_text, value["kernels"])),
+            _text(value["encoder"]),
         )
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         _refuse(where, f"is no TVM plan: {ascii(str(error))[:80]}")

@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     show_default=True,
     metavar="SCHEME",
     help="keep, f32, f16, bf16, fp8, int8[:gN][:asym] or int4[:gN][:asym], N being 32, 64 or 128. "
-    "keep, bf16 and fp8 take :f32-activations.",
+    "keep, bf16 and fp8 take :f32-activations, keep and fp8 on GPUs :fp8-activations.",
 )
 @click.option("-o", "--output", metavar="OUT.llamac", help="The file to write. [required unless --target null]")
 @click.option(
-    "--kv", metavar="DTYPE", help="Key-value cache: f32, f16, bf16 or int8. [default: f16; f32 with --quantize f32]"
+    "--kv",
+    metavar="DTYPE",
+    help="Key-value cache: f32, f16, bf16, int8 (CPU) or fp8 (GPU). [default: f16; f32 with --quantize f32]",
 )
 @click.option("--context", type=int, metavar="N", help="Longest sequence, in tokens. [default: the model's own]")
 @click.option("--max-step-tokens", type=int, default=512, show_default=True, metavar="N", help="Most tokens in a step.")

@@ -26,6 +26,7 @@ _AROUND = 4
     "--source", metavar="SRC", help="With B = interpreter: capture this model anew instead of reading A's IR."
 )
 @click.option("--random-weights", type=int, metavar="SEED", help="For --source with a preset.")
+@click.option("--device", metavar="T", help="Compare the logits of this target of A (and of B) instead of values.")
 @click.option("--tolerance", type=float, metavar="R", help="Relative. [default: 1e-3; 2e-2 where activations are int8]")
 @click.option("--all", "everything", is_flag=True, help="Print every value compared, not only those around the first.")
 @json_option
@@ -36,6 +37,7 @@ def command(
     ids: str | None,
     source: str | None,
     random_weights: int | None,
+    device: str | None,
     tolerance: float | None,
     everything: bool,
     as_json: bool,
@@ -46,6 +48,8 @@ def command(
       llamac diverge yesterday.llamac today.llamac --prompt "The capital of France is"
       llamac diverge m.llamac interpreter --ids 1,2,3                            # its own IR and weights, in numpy
       llamac diverge m.llamac interpreter --source smollm2-135m --prompt Hello   # the model captured anew
+      llamac diverge m.llamac tvm --ids 1,2,3                                    # TVM on its IR and weights, op by op
+      llamac diverge m.llamac onnxruntime --ids 1,2,3                            # the logits of another target in it
 
     A and B are artifacts of one architecture; their quantizations may differ. Each is built again from the IR it
     carries, so that every value can be seen, and runs on its own weights; the code in the file runs too, and must give
@@ -58,7 +62,14 @@ def command(
         raise LlamacError("LLC0600", "llamac diverge", f"needs the compiler: {error}", hint) from None
 
     found = diverge(
-        a, b, prompt=prompt, ids=_parse(ids), source=source, random_weights=random_weights, tolerance=tolerance
+        a,
+        b,
+        prompt=prompt,
+        ids=_parse(ids),
+        source=source,
+        random_weights=random_weights,
+        tolerance=tolerance,
+        device=device,
     )
     if as_json:
         print_json(found.to_json())

@@ -29,7 +29,7 @@ _MEASURED_BYTES = 128 << 20
 @click.argument("source")
 @click.option("--target", default="cpu", show_default=True, metavar="T", help="A target or a GPU of `llamac targets`.")
 @click.option("--quantize", default="keep", show_default=True, metavar="SCHEME", help="As in `llamac compile`.")
-@click.option("--kv", metavar="DTYPE", help="f32, f16, bf16, f8 or int8. [default: f16; f32 with --quantize f32]")
+@click.option("--kv", metavar="DTYPE", help="f32, f16, bf16, fp8 or int8. [default: f16; f32 with --quantize f32]")
 @click.option("--context", metavar="N", help="Tokens of each sequence. [default: the model's own]")
 @click.option("--batch", default="1", show_default=True, metavar="B", help="Sequences that run at once.")
 @click.option("--tp", default="1", show_default=True, metavar="K", help="GPUs that share the model (tensor parallel).")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--random-weights", type=int, metavar="SEED", help="For a preset. The weights are not read.")
 @click.option("--quantize", default="keep", show_default=True, metavar="SCHEME", help="As for llamac compile.")
 @click.option(
-    "--kv", metavar="DTYPE", help="Key-value cache: f32, f16, bf16 or int8. [default: as llamac compile chooses]"
+    "--kv", metavar="DTYPE", help="Key-value cache: f32, f16, bf16, int8 or fp8. [default: as llamac compile chooses]"
 )
 @click.option("--passes", default="", metavar="TEXT", help="This pipeline instead of the CPU one.")
 @click.option("--passes-from", multiple=True, metavar="MODULE", help="Outside passes, as for llamac compile.")

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from llamac.errors import LlamacError
+from llamac.models.cache_scales import CacheScales, cache_scales
 from llamac.models.llama.config import LlamaConfig
 from llamac.passes.pipelines import parse_quantization
 
-from .cache_scales import CacheScales, cache_scales
 from .folder_check import FolderCheck
 from .hf_config import hf_model
 from .hf_names import module_name

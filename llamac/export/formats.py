@@ -100,12 +100,13 @@ FORMATS: dict[str, Format] = {
         Format(
             "gguf",
             "llamac.export.gguf.exporter",
-            "one GGUF file, for llama.cpp; in a folder with a Modelfile, for Ollama",
+            "one GGUF file, for llama.cpp; in a folder with a Modelfile, for Ollama, and the image encoder",
             ("keep", "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q6_k"),
             suffix=".gguf",
             options={
                 "pre": "llama.cpp's name for how text is cut into words, where the tokenizer's own way is not known",
                 "num_ctx": "positions that Ollama makes room for",
+                "mmproj": "f32, f16 or bf16: matrices of the image encoder beside the model [as stored]; or none",
             },
         ),
         Format(

@@ -19,6 +19,7 @@ from .folder_check import FolderCheck
 from .hf_folder import note_dequantized
 from .hf_names import HfTensor
 from .hf_plain import STORED, meant_rows, rounded, tensor_values
+from .meta_mllama import check_grids, mllama_values, note_places, with_grids
 from .meta_names import meta_tensors
 from .meta_params import meta_params
 from .meta_tokenizer import TOKENIZER_MODEL, tokenizer_model
@@ -35,8 +36,11 @@ def write(request: ExportRequest, place: Path) -> None:
     params, config = meta_params(request.checkpoint.config)
     weights = request.weights(config.rope_style)
     _note_unsaid(request, config)
+    note_places(request, weights)
     note_dequantized(request, weights)
-    tensors = [_streamed(request, weights, config, tensor) for tensor in meta_tensors(config, weights.names)]
+    planned = meta_tensors(config, weights.names)
+    check_grids(weights, config, planned)
+    tensors = [_streamed(request, weights, config, tensor) for tensor in planned]
     (place / "params.json").write_text(json.dumps(params, indent=2) + "\n", "utf-8")
     tokenizer = tokenizer_model(request.checkpoint)
     if tokenizer is not None:
@@ -48,7 +52,7 @@ def check(request: ExportRequest, place: Path) -> Iterator[Check]:
     """Read back as any of Meta's folders is: the config, every weight bit for bit, the tokenizer, logits."""
     _, config = meta_params(request.checkpoint.config)
     weights = request.weights(config.rope_style)
-    meant = meant_rows(weights, config, partial(_dtype, request, weights))
+    meant = with_grids(meant_rows(weights, config, partial(_dtype, request, weights)), weights, config)
     stored = Counter(_dtype(request, weights, tensor.weights[0]) for tensor in meta_tensors(config, weights.names))
     config = replace(config, dtype=stored.most_common(1)[0][0])
     yield from FolderCheck(request, place, config, meant, hugging_face=False).run()
@@ -62,10 +66,11 @@ def _streamed(request: ExportRequest, weights: ModelWeights, config: LlamaConfig
     dtype = _dtype(request, weights, tensor.weights[0])
 
     def blocks() -> Iterator[NDArray[Any]]:
-        for values in tensor_values(weights, config, tensor):
+        read = tensor_values if tensor.layout in ("rows", "experts") else mllama_values
+        for values in read(weights, config, tensor):
             yield rounded(values, dtype, tensor.weights[0])
 
-    shape = tensor.shape if tensor.layout == "rows" else (tensor.shape[0] * tensor.shape[1], tensor.shape[2])
+    shape = (tensor.shape[0] * tensor.shape[1], tensor.shape[2]) if tensor.layout == "experts" else tensor.shape
     return StreamedTensor(tensor.name, STORED[dtype], shape, blocks)
 
 
@@ -75,7 +80,7 @@ def _note_unsaid(request: ExportRequest, config: LlamaConfig) -> None:
         what = f"context length {source.config.context_length}"
         request.note("note", "params.json", what, f"the file has no place for it; readers take {config.context_length}")
     scaling = config.rope_scaling
-    if scaling is not None and config.architecture == "llama" and scaling.factor != METAS_FACTOR:
+    if scaling is not None and config.architecture != "llama4" and scaling.factor != METAS_FACTOR:
         reason = f"Meta's own code has {METAS_FACTOR:.0f} for every model; other readers take what the file says"
         request.note("note", "params.json", f"rope_scaling_factor {scaling.factor:g}", reason)
     if source.chat_template is not None or source.generation.sampling:

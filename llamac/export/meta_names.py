@@ -1,4 +1,7 @@
-"""How Meta's files hold the weights of Llama 2, 3 and 4: names, shapes, and which weights lie in one tensor."""
+"""How Meta's files hold the weights of Llama: names, shapes, and which weights lie in one tensor.
+
+Those of Llama 3.2 Vision are in `meta_mllama`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from llamac.models.llama4 import vision_weights as llama4_vision
 from llamac.models.name_table import MODEL
 
 from .hf_names import HfTensor
+from .meta_mllama import mllama_tensors
 
 _LLAMA4: dict[str, tuple[str, tuple[str, ...]]] = {
     "attn_norm": ("attention.wqkv.layer_norm_weight", ("attn_norm",)),
@@ -35,6 +39,8 @@ _LLAMA4: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def meta_tensors(config: LlamaConfig, names: Collection[str]) -> list[HfTensor]:
     """Every tensor of one shard; a tied head is written out, as Meta's files have it."""
+    if config.architecture == "mllama":
+        return mllama_tensors(config, names)
     shapes = expected_shapes(config) | vision_shapes(config.vision, config.hidden_size, names)
     found: list[HfTensor] = []
     for name, shape in shapes.items():

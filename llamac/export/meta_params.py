@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from llamac.models.llama.config import LlamaConfig
 from llamac.models.llama.meta_config import config_from_meta
 from llamac.models.llama.vision_config import Llama4Vision
 
+from .meta_mllama import mllama_params
 from .rope_fit import with_parameters
 
 _WIDTHS: tuple[tuple[int, float | None], ...] = (
@@ -32,8 +33,8 @@ def meta_params(config: LlamaConfig) -> tuple[dict[str, Any], LlamaConfig]:
 
     Raises LLC0951 naming what the file has no place for.
     """
-    if config.architecture == "mllama":
-        raise _cannot("vision", "Meta's form of the image encoder of Llama 3.2 Vision is not written")
+    if config.architecture == "mllama" and config.tied_head:
+        raise _cannot("head", "it is the embedding table, which Meta's form of Llama 3.2 Vision has in two parts")
     if config.head_dim * config.heads != config.hidden_size:
         raise _cannot("layers.N.attn", f"heads of {config.head_dim}, where Meta's code takes dim / n_heads")
     wanted = replace(with_parameters(config, "params.json"), rope_style="interleaved")
@@ -45,6 +46,8 @@ def meta_params(config: LlamaConfig) -> tuple[dict[str, Any], LlamaConfig]:
         ]
         if not odd:
             return params, replace(found, tied_head=config.tied_head)
+    if odd == ["vision"]:
+        raise _cannot("vision", "its image encoder is not the one of Meta's code, which params.json has no keys for")
     raise _cannot(odd[0], f"no params.json gives its {' and '.join(odd)}")
 
 
@@ -56,7 +59,7 @@ def _candidates(config: LlamaConfig) -> Iterator[dict[str, Any]]:
     """Files that may say what the config does, those of Meta's releases first."""
     for widths in _widths(config):
         for experts in _experts(config, widths):
-            yield _common(config) | widths | experts | (_llama4(config) if config.architecture == "llama4" else {})
+            yield _common(config) | widths | experts | _OF_ARCHITECTURE[config.architecture](config)
 
 
 def _common(config: LlamaConfig) -> dict[str, Any]:
@@ -131,3 +134,11 @@ def _llama4(config: LlamaConfig) -> dict[str, Any]:
             "pixel_shuffle_ratio": v.pixel_shuffle_ratio,
         }
     return found
+
+
+_OF_ARCHITECTURE: dict[str, Callable[[LlamaConfig], dict[str, Any]]] = {
+    "llama": lambda config: {},
+    "llama4": _llama4,
+    "mllama": mllama_params,
+}
+"""What params.json has of one architecture alone."""

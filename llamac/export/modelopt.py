@@ -1,7 +1,8 @@
 """A Hugging Face folder in ModelOpt's form, `hf_quant_config.json` beside the weights: what TensorRT-LLM loads.
 
-fp8: one scale for a matrix, activations scaled while it runs (no `input_scale` is made up). int4: ModelOpt's W4A16_AWQ
-with groups of 64 or 128, two outputs in a byte, and factors of one where AWQ has scaled its activations.
+fp8: one scale for a matrix, activations scaled while it runs (no `input_scale` is made up); experts of Llama 4 are in
+`modelopt_experts`. int4: ModelOpt's W4A16_AWQ with groups of 64 or 128, two outputs in a byte, and factors of one where
+AWQ has scaled its activations.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,20 @@ from typing import Any
 import numpy as np
 
 from llamac.errors import LlamacError
-from llamac.ir.dtypes import DTYPES, E4M3FN
+from llamac.ir.dtypes import DTYPES
+from llamac.models.cache_scales import CacheScales
 from llamac.models.llama.config import LlamaConfig
 from llamac.passes.pipelines import parse_quantization
 
-from .cache_scales import CacheScales
 from .compressed_tensors import wanted_cache_scales
 from .folder_check import FolderCheck
 from .hf_config import hf_model
 from .hf_names import module_name
 from .hf_plain import STORED, Floats
 from .hf_writing import write_hf_folder
-from .matrix_forms import MatrixForm, Quantized, check_group, evaluated, symmetric_int4
-from .model_weights import ModelWeights
-from .quantized_jobs import Matrix, QuantizedFolder, largest, note_kept
+from .matrix_forms import MatrixForm, Quantized, check_group, symmetric_int4
+from .modelopt_experts import Fp8Matrix, FusedExpertsFolder, input_scales, note_input_scales
+from .quantized_jobs import Matrix, QuantizedFolder, note_kept
 from .request import Check, ExportRequest
 from .safetensors_writer import Block, Job, PlannedTensor
 
@@ -42,6 +42,7 @@ def write(request: ExportRequest, place: Path) -> None:
     folder, scales = _folder(request), wanted_cache_scales(request)
     jobs = folder.jobs() + [_scale_job(folder.config, layer, found) for layer, found in scales.items()]
     note_kept(request, folder.weights)
+    note_input_scales(request)
     settings = quantization_settings(request.quantize, folder.config, bool(scales))
     (place / FILE).write_text(json.dumps(settings, indent=4) + "\n", "utf-8")
     write_hf_folder(request, place, folder.config, jobs)
@@ -63,6 +64,8 @@ def quantization_settings(scheme: str, config: LlamaConfig, cache: bool) -> dict
         found |= {"quant_algo": "W4A16_AWQ", "group_size": wanted.group}
         found |= {"has_zero_point": False, "pre_quant_scale": True}
     found["exclude_modules"] = ["lm_head"] if config.vision is None else ["*lm_head"]
+    if config.moe is not None:
+        found["exclude_modules"].append("*router*")
     if config.vision is not None:
         found["exclude_modules"] += ["*vision_model*", "*multi_modal_projector*"]
     # TensorRT-LLM takes the file for what it is only when it names this producer.
@@ -71,45 +74,23 @@ def quantization_settings(scheme: str, config: LlamaConfig, cache: bool) -> dict
 
 def _folder(request: ExportRequest) -> QuantizedFolder:
     source = request.checkpoint.config
-    if source.moe is not None:
-        reason = "ModelOpt's form of Llama 4's experts is not written"
-        hint = "export to compressed-tensors, which holds every expert"
+    wanted = parse_quantization(request.quantize)
+    if source.moe is not None and wanted.scheme != "fp8":
+        reason = "no ModelOpt checkpoint of Llama 4 with experts of int4 is published, so their layout is not known"
+        hint = "choose fp8, or export to compressed-tensors, which has experts of int4"
         raise LlamacError("LLC0951", "layers.N.moe", reason, hint)
     config = hf_model(source, source.dtype)
-    weights, wanted = request.weights(config.rope_style), parse_quantization(request.quantize)
+    weights = request.weights(config.rope_style)
+    if source.moe is not None:
+        return FusedExpertsFolder(weights, config, input_scales(request.checkpoint))
 
     def form_of(matrix: Matrix) -> MatrixForm:
         if wanted.scheme == "fp8":
-            return Fp8Matrix(weights, matrix)
+            return Fp8Matrix(weights, (matrix,))
         fused = not matrix.weight.endswith((".o", ".down"))
         return PairedInt4(wanted.group, None if fused else STORED[config.dtype])
 
     return QuantizedFolder(weights, config, form_of)
-
-
-@dataclass
-class Fp8Matrix:
-    """e4m3fn with one f32 scale for all of a matrix, which is read once more for it."""
-
-    weights: ModelWeights
-    matrix: Matrix
-    row_multiple: int = 1
-
-    @cached_property
-    def scale(self) -> np.float32:
-        """What brings the largest value to 448, the largest of the type."""
-        return np.float32(largest(self.weights, self.matrix)) / np.float32(448)
-
-    def tensors(self, module: str, rows: int, columns: int) -> tuple[PlannedTensor, ...]:
-        weight = PlannedTensor(f"{module}.weight", "F8_E4M3", (rows, columns))
-        return weight, PlannedTensor(f"{module}.weight_scale", "F32", ())
-
-    def quantized(self, values: Floats) -> Quantized:
-        scale = np.full((len(values), 1), self.scale, np.float32)
-        return Quantized(evaluated("row_quants", values, scale, result=E4M3FN), scale)
-
-    def stored(self, rows: Quantized, shape: tuple[int, int] | None) -> Block:
-        return rows.quants, np.array([] if shape is None else [self.scale], np.float32)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llamac.backends.onnx.emit import MODEL
 from llamac.backends.onnx.library import is_installed
 from llamac.backends.onnx.reading import WrittenModel, covered
 from llamac.backends.onnx.sessions import GenaiModel, OnnxSession
@@ -35,19 +36,21 @@ _MOST_TOKENS = 24
 _GENERATED = 16
 
 
-def check_model(place: Path) -> Check:
-    """onnx.checker on the model where it lies."""
-    model = WrittenModel(place)
+def check_model(place: Path, file: str = MODEL) -> Check:
+    """onnx.checker on a model where it lies."""
+    model = WrittenModel(place, file)
     try:
         model.validate()
     except Exception as error:
         return Check("onnx.checker", False, str(error).strip()[:300])
-    return Check("onnx.checker", True, f"{len(model.proto.graph.node)} nodes, {len(model.tensors)} initializers")
+    return Check(
+        "onnx.checker", True, f"{file}: {len(model.proto.graph.node)} nodes, {len(model.tensors)} initializers"
+    )
 
 
 def check_weights(request: ExportRequest, export: OnnxExport, place: Path) -> Check:
     """Every weight read back from the file and dequantized is bit for bit what llamac means by it."""
-    model, stored = WrittenModel(place), export.emitted.stored
+    model, stored = WrittenModel(place, export.emitted.file), export.emitted.stored
     extra = model.external ^ covered(stored)
     if extra:
         return Check("weights", False, f"{', '.join(sorted(extra)[:4])}: in the file or in the graph alone")

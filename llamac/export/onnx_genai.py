@@ -10,7 +10,7 @@ from llamac.errors import LlamacError
 from llamac.models.checkpoint import Checkpoint
 
 from .onnx_check import check_generation, check_logits, check_model, check_weights
-from .onnx_graph import OnnxExport, emitted_graph, json_bytes, write_graph
+from .onnx_graph import OnnxExport, emitted_graph, json_bytes, write_graphs
 from .request import Check, ExportRequest
 
 SETTINGS = "genai_config.json"
@@ -26,7 +26,7 @@ def write(request: ExportRequest, place: Path) -> None:
     if request.checkpoint.tokenizer is None:
         reason = "the source has none: the folder takes and gives token ids only"
         request.note("absent", "tokenizer", "no tokenizer.json is written", reason)
-    write_graph(request, export, place)
+    write_graphs(request, [export], place)
     (place / SETTINGS).write_bytes(settings)
 
 

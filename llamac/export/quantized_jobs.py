@@ -11,7 +11,7 @@ import numpy as np
 from llamac.ir.dtypes import widen
 from llamac.models.llama.config import LlamaConfig
 
-from .hf_names import ROUTED, hf_tensors, module_name
+from .hf_names import ROUTED, HfTensor, hf_tensors, module_name
 from .hf_plain import Floats, MeantRows, meant_rows, plain_job
 from .matrix_forms import MatrixForm
 from .model_weights import ModelWeights
@@ -49,11 +49,15 @@ class QuantizedFolder:
         found: list[Job] = []
         for tensor in hf_tensors(self.config, self.weights.names):
             if any(is_matrix(name) for name in tensor.weights):
-                found += [self._job(matrix) for name in tensor.weights for matrix in self.matrices(name)]
+                found += self.quantized_jobs(tensor)
             else:
                 dtype = self.weights.float_dtype(tensor.weights[0])
                 found.append(plain_job(self.weights, self.config, tensor, dtype))
         return found
+
+    def quantized_jobs(self, tensor: HfTensor) -> list[Job]:
+        """The jobs for the matrices of what a plain folder holds in `tensor`."""
+        return [self._job(matrix) for name in tensor.weights for matrix in self.matrices(name)]
 
     def matrices(self, name: str) -> list[Matrix]:
         """The matrices of a weight: one, or that of each expert."""

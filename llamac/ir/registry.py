@@ -24,6 +24,8 @@ from .ops import (
     linear,
     normalization,
     packed_weights,
+    picture_kernels,
+    qkv_kernels,
     quantized,
     rotary,
     routing,
@@ -59,6 +61,8 @@ _FAMILIES = (
     encoder_kernels,
     gated_kernels,
     tile_ops,
+    picture_kernels,
+    qkv_kernels,
     collectives,
 )
 

@@ -36,7 +36,7 @@ def plan_arena(
     gpu: str = "",
     tp: int = 1,
 ) -> Arena:
-    """The arena of a step of at most `step_tokens` tokens: on a CPU, where the encoder shares it, or a GPU of `tp`."""
+    """The arena of a step of at most `step_tokens` tokens, which the encoder shares: on a CPU, or a GPU of `tp`."""
     from llamac.driver import compile_graph
     from llamac.gpu_side import arena_on
 
@@ -45,7 +45,7 @@ def plan_arena(
         checkpoint = replace(random_checkpoint(few.config, 0), tensors=small_tensors(few.config, few.encodings))
         if gpu:
             graph = compile_graph(checkpoint, quantization, None, step_tokens, None, [], kind="gpu", share=Share(tp))
-            return Arena(arena_on(graph, gpu), ())
+            return Arena(arena_on(graph, gpu), _image_parts(graph, few))
         graph = compile_graph(checkpoint, quantization, None, step_tokens, None, [])
         return Arena(graph.limits.arena_bytes, _image_parts(graph, few))
     except LlamacError as error:

@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 from llamac.errors import LlamacError
+from llamac.ir.dtypes import E4M3FN
 from llamac.ir.gguf_blocks import BLOCKS
-from llamac.ir.layouts import IN_PAIRS, format_of, grouped_name
+from llamac.ir.layouts import IN_PAIRS, WeightFormat, format_of, grouped_name
 from llamac.ir.row_layouts import RowLayout
 from llamac.passes.pipelines import Quantization
 
 PANEL16 = "cpu-panel16"
 ROWS16 = "gpu-rows16"
-"""Layouts: those of the CPU and of the GPU targets, to the byte."""
+ONNX, ONNX_PAGE = "onnx", 4096
+"""Layouts: those of the CPU and of the GPU targets, and of ONNX Runtime's graph, to the byte."""
 
 DENSE = ("f32", "f16", "bf16", "e4m3fn")
 
@@ -50,7 +52,24 @@ def matrix_bytes(name: str, rows: int, columns: int, layout: str) -> int:
     """Bytes of a rows x columns matrix in a format, in a layout."""
     if layout == PANEL16:
         return format_of(IN_PAIRS.get(name, name)).packed_bytes(rows, columns)
-    return RowLayout(format_of(name), rows, columns).bytes
+    return (
+        _onnx_bytes(format_of(name), rows, columns)
+        if layout == ONNX
+        else RowLayout(format_of(name), rows, columns).bytes
+    )
+
+
+def _onnx_bytes(form: WeightFormat, rows: int, columns: int) -> int:
+    """Values as they are; of integers whole groups; scales and minima in f32: each a tensor at its own page."""
+    groups = -(-columns // form.group) if form.group else 1
+    if form.is_dense:
+        sizes = [rows * columns * form.quants.storage.itemsize, 4 * rows if form.quants is E4M3FN else 0]
+    elif form.minimum is not None and columns % form.group:
+        sizes = [4 * rows * columns]  # held dequantized: ONNX has no form for it
+    else:
+        parts = 2 if form.minimum else 1
+        sizes = [rows * groups * form.group * form.quants.bits // 8, *[4 * rows * groups] * parts]
+    return sum(-(-size // ONNX_PAGE) * ONNX_PAGE for size in sizes)
 
 
 def math_of(name: str, on_gpu: bool) -> str:

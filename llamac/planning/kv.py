@@ -14,13 +14,16 @@ KV_BITS: Mapping[str, tuple[int, int]] = {
     "f32": (32, 0),
     "f16": (16, 0),
     "bf16": (16, 0),
-    "f8": (8, 0),
+    "fp8": (8, 0),
     "int8": (8, 16),
 }
 """Cache type -> bits of an element, and bits of the scale that every head of every position has beside them."""
 
-COMPILED_KV = ("f32", "f16", "bf16", "int8")
-"""Cache types that `llamac compile` takes today, int8 on CPUs; vision tokens stay f16 then."""
+COMPILED_KV: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("f32", "f16", "bf16", "int8"),
+    "gpu": ("f32", "f16", "bf16", "fp8"),
+}
+"""Kind of machine -> cache types that `llamac compile` takes for it; of 8 bits, vision tokens stay f16 then."""
 
 
 @dataclass(frozen=True)

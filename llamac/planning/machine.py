@@ -10,7 +10,7 @@ from llamac.errors import LlamacError, did_you_mean
 from llamac.host import cpu_features, machine_architecture
 from llamac.target import GPUS, ONNX_TARGETS, TARGETS, TVM_TARGETS, best_target
 
-from .formats import PANEL16, ROWS16
+from .formats import ONNX, PANEL16, ROWS16
 from .work import Work
 
 
@@ -18,7 +18,8 @@ from .work import Work
 class Machine:
     """One device. None and missing peaks mean unknown; rates are bytes and operations a second.
 
-    code_bytes: about what compiled code takes, with the context of the driver on a GPU.
+    code_bytes: about what compiled code takes, with the context of the driver on a GPU. cache: the type of keys and
+    values where it is not the request's to choose. uncounted: what another system takes besides, which is not counted.
     """
 
     name: str
@@ -30,6 +31,8 @@ class Machine:
     link_bandwidth: float | None = None
     code_bytes: int = 0
     layout: str = PANEL16
+    cache: str = ""
+    uncounted: str = ""
 
     @property
     def is_gpu(self) -> bool:
@@ -57,10 +60,30 @@ def find_machine(name: str) -> Machine:
     if name in TARGETS:
         return Machine(name, "cpu", TARGETS[name].summary, None, None, code_bytes=CPU_CODE_BYTES)
     if name in TVM_TARGETS or name in ONNX_TARGETS:
-        reason = "another system lays out its memory, which is not counted"
-        raise LlamacError("LLC0603", name, reason, "count llamac's own code: --target cpu")
+        return _other_system(name)
     names = ["cpu", *TARGETS, *GPUS]
     raise LlamacError("LLC0603", name, f"unknown target{did_you_mean(name, names)}", f"choose from {', '.join(names)}")
+
+
+def _other_system(name: str) -> Machine:
+    """The machine at hand, as another system runs a model on it (LLC0603 for a target whose code nobody runs here)."""
+    target = (TVM_TARGETS | ONNX_TARGETS)[name]
+    if target.kind == "tvm-source":
+        reason = "the file keeps the source of its kernels alone, which nobody runs here"
+        raise LlamacError("LLC0603", name, reason, "count a target that runs: --target cpu, or a GPU by its name")
+    system = "ONNX Runtime" if name in ONNX_TARGETS else "TVM"
+    uncounted = f"what {system} itself takes for a step is not counted, nor weights that it packs anew as it loads them"
+    layout, cache = (ONNX, "f32") if name in ONNX_TARGETS else (PANEL16, "")
+    return Machine(
+        name,
+        "cpu",
+        f"this machine, {target.summary}",
+        own_memory(),
+        None,
+        layout=layout,
+        cache=cache,
+        uncounted=uncounted,
+    )
 
 
 def own_memory() -> int | None:

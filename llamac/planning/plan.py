@@ -10,7 +10,6 @@ from typing import Any
 
 from llamac.models.llama.config import LlamaConfig
 from llamac.passes.pipelines import Quantization
-from llamac.passes.quantize_kv import QUANTIZED_KV
 
 from .arena import Arena, estimate_arena, plan_arena
 from .kv import COMPILED_KV, KvGroup, kv_groups
@@ -51,7 +50,9 @@ class Subject:
         return (*self._parts[key], *self.arena(request, machine).image_parts)
 
     def arena(self, request: Request, machine: Machine) -> Arena:
-        """The arena on one device, and the weights of the image side: the compiler's own on a CPU, else estimates."""
+        """The arena on one device, and the weights of the image side: the compiler's own, or estimates."""
+        if machine.uncounted:
+            return Arena(0, (), machine.uncounted)
         steps = request.max_step_tokens
         if request.tp > 1 and self.config.vision is not None:
             reason = "no code for several devices takes pictures"
@@ -145,7 +146,9 @@ def make_plan(subject: Subject, request: Request, machine: Machine, limits: bool
 def plan_memory(subject: Subject, request: Request, machine: Machine) -> tuple[Memory, tuple[KvGroup, ...]]:
     """Bytes on one device, and the caches they include."""
     config = subject.config
-    groups = kv_groups(config, request.context, request.max_step_tokens, request.kv_dtype, request.tp, request.images)
+    groups = kv_groups(
+        config, request.context, request.max_step_tokens, machine.cache or request.kv_dtype, request.tp, request.images
+    )
     parts = subject.parts(request, machine)
     arena = subject.arena(request, machine)
     memory = Memory(
@@ -171,8 +174,8 @@ def _estimated(request: Request, machine: Machine, arena: Arena) -> dict[str, st
         found["arena"] = arena.estimated
     if arena.estimated and arena.image_parts:
         found["weights"] = f"the image encoder is counted as its weights are stored; {arena.estimated}"
-    if request.kv_dtype not in COMPILED_KV or (machine.is_gpu and request.kv_dtype == QUANTIZED_KV):
-        found["kv"] = f"a cache of {request.kv_dtype} is not compiled yet; one scale a head where it has scales"
+    if request.kv_dtype not in COMPILED_KV["gpu" if machine.is_gpu else "cpu"]:
+        found["kv"] = f"a cache of {request.kv_dtype} is not compiled for it; one scale a head where it has scales"
     return found
 
 

@@ -12,9 +12,9 @@ from llamac.models.llama.weights import expected_shapes
 from llamac.passes.pipelines import Quantization
 
 from .few_layers import image_shapes
-from .formats import DENSE, PANEL16, ROWS16, matrix_bytes, packed_format
+from .formats import DENSE, ONNX, ONNX_PAGE, PANEL16, ROWS16, matrix_bytes, packed_format
 
-ALIGNMENT = {PANEL16: 64, ROWS16: 256}
+ALIGNMENT = {PANEL16: 64, ROWS16: 256, ONNX: ONNX_PAGE}
 """Layout -> what the offset of each weight is a multiple of."""
 
 ROLES = tuple("embedding,attention,cross-attention,mlp,experts,shared expert,router,norms,head,vision".split(","))

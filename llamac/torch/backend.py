@@ -1,43 +1,37 @@
 """`torch.compile(model, backend="llamac")`: the forward of a Llama runs through llamac's generated code.
 
 Dynamo's graph `forward(ids) -> logits` is taken apart: what depends on shapes alone must be a causal mask and rotary
-tables (`fixed_values`), the rest a Llama (`models.capture.forward`), which is compiled like any checkpoint. Before the
-code is used its logits are compared with the graph's own.
+tables (`fixed_values`), the rest a Llama (`models.capture.forward`), which is compiled like any checkpoint. Where keys
+and values come in and go out, putting them together stays torch's (`cache_graph`). Before the code is used, what it
+gives is compared with what the graph gives (`trials`).
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Interpreter
+from torch.fx import GraphModule
 
 import llamac.driver
 from llamac.errors import LlamacError
 from llamac.models.capture.forward import CapturedForward
 from llamac.models.llama.config import LlamaConfig
-from llamac.runtime.loader import load
-from llamac.runtime.model import Model
 
-from .capture_graph import capture_graph, config_of_graph, example_ids, weight_path
+from .appends import find_appends, find_logits, without_past
+from .capture_graph import capture_graph, config_of_graph, weight_path
 from .code_cache import cache_folder, cached, key_of
-from .compiled import CompiledForward, OutputShape
+from .compiled import CompiledForward, CompiledStep, OutputShape
 from .graph_inputs import GraphInputs, read_inputs
+from .known_models import known_model, remember_model
+from .loaded import load_code
 from .options import CompileOptions, read_options
-from .partial import arguments_of, outside_of_tracing
-from .prefixes import Prefixes
-
-SEQUENCES = 8
-"""Full contexts that the cache of compiled code has room for."""
-
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
-"""How far the logits of nine tokens in ten may be from the graph's own, relative to the largest of all."""
-
-MOST = {torch.float32: 1e-2, torch.bfloat16: 1e-1, torch.float16: 1e-1}
-"""The same of every token. After some random ids rounding grows a hundredfold, in torch's own arithmetic too."""
+from .partial import outside_of_tracing
+from .trials import check_by_trials, first_logits
 
 
 def llamac_backend(
@@ -50,15 +44,15 @@ def llamac_backend(
     """Compile a graph of Dynamo: what `torch.compile(model, backend="llamac", options={...})` calls.
 
     The module must be a Llama in evaluation mode without gradients, its forward one graph from token ids to logits,
-    without a cache outside (docs/torch.md). options: see `CompileOptions`. Errors: LLC0957 for a graph that is not
-    taken, LLC0314, LLC0315 and LLC0318 for ops and forms that no Llama has, LLC0958 when the code's logits differ from
-    the graph's; compiling and loading have their own. With `fallback="eager"` these are warnings.
+    with or without a cache outside (docs/torch.md). options: see `CompileOptions`. Errors: LLC0957 for a graph that is
+    not taken, LLC0314, LLC0315 and LLC0318 for ops and forms that no Llama has, LLC0958 when the code's logits differ
+    from the graph's; compiling and loading have their own. With `fallback="eager"` these are warnings.
     """
     chosen = read_options(options, mode)
     try:
         _refuse_gradients(examples)
         with torch.no_grad(), outside_of_tracing():
-            return _compiled(graph, read_inputs(graph, examples), chosen)
+            return _compiled(graph, examples, chosen)
     except LlamacError as error:
         if chosen.fallback != "eager":
             raise
@@ -74,27 +68,49 @@ def _refuse_gradients(examples: Sequence[Any]) -> None:
         raise LlamacError("LLC0957", "the module", "its weights want gradients, and compiled code has none", hint)
 
 
-def _compiled(graph: GraphModule, inputs: GraphInputs, options: CompileOptions) -> CompiledForward:
+def _compiled(graph: GraphModule, examples: Sequence[Any], options: CompileOptions) -> Callable[..., Any]:
+    appends = find_appends(graph)
+    inputs = read_inputs(graph, examples, appends)
+    logits = find_logits(graph, appends)
+    bare = without_past(graph, appends, logits)
+    own = inputs.of_copy(bare)
+    config, path = _code(bare, own, options)
+    shape = OutputShape(first_logits(graph, inputs, logits, config.vocab_size), inputs.shape, config.vocab_size)
+    loaded = load_code(path, config, inputs, options)
+
+    def checked(made: Callable[..., Any]) -> Callable[..., Any]:
+        check_by_trials(graph, inputs, logits, made, config.vocab_size, options.context)
+        return made
+
+    if not appends:
+        return checked(CompiledForward(inputs, loaded, shape))
+    keys_first, values_first = (CompiledStep(graph, inputs, logits, loaded, shape, kinds) for kinds in ((0, 1), (1, 0)))
+    try:
+        return checked(keys_first)
+    except LlamacError as error:
+        if error.code != "LLC0958":
+            raise
+        try:
+            return checked(values_first)
+        except LlamacError:
+            raise error from None
+
+
+def _code(graph: GraphModule, inputs: GraphInputs, options: CompileOptions) -> tuple[LlamaConfig, Path]:
+    """The model of a graph without a past, and its code: compiled, or known from another graph or another process."""
+    folder = cache_folder(options.cache)
+    known = known_model(inputs, folder)
+    if known is not None and config_of_graph(graph, inputs, known.shape, options.context) == known.config:
+        return known.config, known.path
     captured = capture_graph(graph, inputs)
-    config = config_of_graph(graph, inputs, captured, options.context)
-    vocabulary = config.vocab_size
-    shown = _run(graph, inputs, example_ids(inputs.shape, vocabulary))
-    form = OutputShape(shown, inputs.shape, vocabulary)
-    artifact = _artifact(captured, config, inputs, options)
-    made = CompiledForward(inputs, Prefixes(artifact.session, options.keep), form)
-    for ids, mask in _trials(inputs, vocabulary, options.context):
-        _compare(made, ids, mask, _run(graph, inputs, ids, mask))
-    return made
+    config = config_of_graph(graph, inputs, captured.shape, options.context)
+    path = _artifact(captured, config, inputs, folder)
+    remember_model(inputs, captured.shape, config, folder, path)
+    return config, path
 
 
-def _run(graph: GraphModule, inputs: GraphInputs, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """What torch gives for the graph."""
-    (found,) = torch.utils._pytree.tree_leaves(Interpreter(graph).run(*arguments_of(inputs, ids, mask)))
-    return found
-
-
-def _artifact(captured: CapturedForward, config: LlamaConfig, inputs: GraphInputs, options: CompileOptions) -> Model:
-    """The compiled model, from the folder of compiled code where it is there already."""
+def _artifact(captured: CapturedForward, config: LlamaConfig, inputs: GraphInputs, folder: Path) -> Path:
+    """The compiled model in the folder of compiled code, where it may be already."""
     scheme = "f32" if config.dtype == "f32" else "keep"
     (target,) = llamac.driver.resolve_targets(["cpu"])
     named = sorted((weight_path(node), weight) for node, weight in inputs.weights.items())
@@ -102,39 +118,8 @@ def _artifact(captured: CapturedForward, config: LlamaConfig, inputs: GraphInput
 
     def make(path: Path) -> None:
         checkpoint = captured.checkpoint(config)
-        llamac.driver.compile(checkpoint, target=target.name, output=path, quantize=scheme, tokenizer=False)
+        # Keys and values as the module keeps them: what goes into a cache outside and comes back is the same.
+        how = partial(llamac.driver.compile, target=target.name, quantize=scheme, kv=config.dtype)
+        how(checkpoint, output=path, tokenizer=False)
 
-    path = cached(cache_folder(options.cache), key, make)
-    longest = min(config.context_length, max(options.context, inputs.columns))
-    return load(path, threads=options.threads, sequences=SEQUENCES, context=longest, device="cpu")
-
-
-def _trials(inputs: GraphInputs, vocabulary: int, context: int) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Calls to compare: of the example's shape, of another where the graph takes others, and with padding."""
-    batch, columns = inputs.batch, inputs.columns
-    shapes = [(batch, columns)]
-    if not inputs.fixed_columns:
-        shapes.append((batch if inputs.fixed_batch else 1, min(context, 2 * columns + 5)))
-    trials: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-    for seed, (rows, length) in enumerate(shapes, start=1):
-        shape = (rows, length) if len(inputs.shape) == 2 else (length,)
-        trials.append((example_ids(shape, vocabulary, seed), None))
-        if inputs.mask is not None and length > 1:
-            mask = torch.ones(shape, dtype=torch.int64)
-            mask[..., 0, : length // 3] = 0
-            trials.append((example_ids(shape, vocabulary, seed), mask))
-    return trials
-
-
-def _compare(made: CompiledForward, ids: torch.Tensor, mask: torch.Tensor | None, expected: torch.Tensor) -> None:
-    """LLC0958 when the code gives other logits than torch: the graph does what its structure does not show."""
-    found, wanted = made.logits(ids, mask), expected
-    if mask is not None and found.shape[:-1] == mask.shape:
-        found, wanted = found[mask.bool()], wanted[mask.bool()]
-    scale = float(wanted.abs().max()) or 1.0
-    errors = (found - wanted).abs().amax(dim=-1).flatten().double() / scale
-    usual, largest = float(errors.nan_to_num(torch.inf).quantile(0.9, interpolation="higher")), float(errors.max())
-    if not (usual <= TOLERANCE[wanted.dtype] and largest <= MOST[wanted.dtype]):
-        reason = f"for ids {list(ids.shape)} the code's logits are {largest:.2g} of the largest away from torch's own"
-        hint = "the module computes something beside a Llama: compare it with transformers' LlamaForCausalLM"
-        raise LlamacError("LLC0958", "the graph", reason, hint)
+    return cached(folder, key, make)

@@ -10,12 +10,12 @@ import torch.fx.traceback
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from llamac.models.capture.forward import CapturedForward, StoredWeight, capture_forward
+from llamac.models.capture.forward import CapturedForward, ModelShape, StoredWeight, capture_forward
 from llamac.models.capture.rotation import with_frequencies
 from llamac.models.llama.config import LlamaConfig, shape_name
 
-from .fixed_values import frequencies_of
-from .graph_inputs import GraphInputs
+from .fixed_values import Floats, frequencies_of
+from .graph_inputs import CallShape, GraphInputs
 from .partial import Ahead, compute_ahead, without_fixed
 
 LONGEST = 1 << 17
@@ -27,7 +27,7 @@ def capture_graph(graph: GraphModule, inputs: GraphInputs) -> CapturedForward:
 
     LLC0314, LLC0315 and LLC0318 where it is no Llama.
     """
-    ahead = compute_ahead(graph, inputs, inputs.batch, inputs.columns)
+    ahead = compute_ahead(graph, inputs, inputs.example)
     edge = ahead.edge()
     left, stands_for = without_fixed(graph, ahead)
     values: dict[Node, torch.Tensor] = {inputs.ids: example_ids(inputs.shape, 2), **inputs.weights, **edge}
@@ -44,13 +44,14 @@ def capture_graph(graph: GraphModule, inputs: GraphInputs) -> CapturedForward:
     return capture_forward(traced.graph, ids, weights, fixed)
 
 
-def config_of_graph(graph: GraphModule, inputs: GraphInputs, captured: CapturedForward, context: int) -> LlamaConfig:
+def config_of_graph(graph: GraphModule, inputs: GraphInputs, found: ModelShape, context: int) -> LlamaConfig:
     """The architecture, with mask and rotation checked for texts as long as the graph takes, up to `context`."""
-    columns = inputs.columns if inputs.fixed_columns else context
-    ahead: Ahead = compute_ahead(graph, inputs, inputs.batch if inputs.fixed_batch else 1, columns)
-    held = [value for value in ahead.fixed.values() if isinstance(value, torch.Tensor)]
-    found = captured.shape
-    frequencies = frequencies_of(ahead.edge(), held, columns, found.head_dim)
+    frequencies: Floats | None = None
+    for call, first in _calls(inputs, context):
+        ahead: Ahead = compute_ahead(graph, inputs, call, first)
+        held = [value for value in ahead.fixed.values() if isinstance(value, torch.Tensor)]
+        frequencies = frequencies_of(ahead.edge(), held, call, first, found.head_dim, frequencies)
+    assert frequencies is not None
     config = LlamaConfig(
         name="",
         hidden_size=found.hidden_size,
@@ -63,13 +64,26 @@ def config_of_graph(graph: GraphModule, inputs: GraphInputs, captured: CapturedF
         rms_norm_eps=found.rms_norm_eps,
         rope_theta=10000.0,
         rope_scaling=None,
-        context_length=max(LONGEST, context, inputs.columns),
+        context_length=max(LONGEST, context, inputs.columns, inputs.capacity or 0),
         tied_head=found.tied_head,
         dtype=found.dtype,
         rope_style=found.rope_style,
     )
     named = with_frequencies(config, frequencies)
     return LlamaConfig(**{**vars(named), "name": shape_name(named.parameters)})
+
+
+def _calls(inputs: GraphInputs, context: int) -> list[tuple[CallShape, int]]:
+    """The calls for which mask and rotation are checked, each with the position of its first token: to the longest."""
+    batch, (past, columns) = inputs.batch if inputs.fixed_batch else 1, (inputs.example.past, inputs.columns)
+    longest = inputs.capacity or max(context, past + columns)
+    if not inputs.fixed_columns:
+        past = past if inputs.fixed_past else 0
+        return [(CallShape(batch, past, longest - past), past)]
+    if inputs.fixed_past:
+        last = max(context - columns, past) if inputs.positions is not None else past
+        return [(CallShape(batch, past, columns), first) for first in dict.fromkeys((past, last))]
+    return [(CallShape(batch, p, columns), p) for p in dict.fromkeys((past, longest - columns))]
 
 
 def example_ids(shape: tuple[int, ...], vocabulary: int, seed: int = 0) -> torch.Tensor:

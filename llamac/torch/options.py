@@ -17,6 +17,7 @@ class CompileOptions:
     context: the longest text in tokens, also how far mask and rotation are checked. threads: one per core unless given.
     cache: the folder of compiled code (docs/torch.md). fallback: "eager" runs with a warning what cannot be compiled.
     keep: how many texts stay in memory, so that a longer one with the same beginning computes only what is new.
+    sequences: how many rows and beams of the full context there is room for.
     """
 
     context: int = 2048
@@ -24,9 +25,10 @@ class CompileOptions:
     cache: str | Path | None = None
     fallback: str | None = None
     keep: int = 4
+    sequences: int = 8
 
     def __post_init__(self) -> None:
-        for name, lowest in (("context", 2), ("threads", 1), ("keep", 0)):
+        for name, lowest in (("context", 2), ("threads", 1), ("keep", 0), ("sequences", 1)):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
                 reason = f"{value!r} is not a whole number of at least {lowest}"

@@ -17,7 +17,8 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from llamac.errors import LlamacError
 
-from .graph_inputs import GraphInputs
+from .arguments import arguments_of
+from .graph_inputs import CallShape, GraphInputs
 
 SHAPE_QUERIES = frozenset({"size", "dim", "numel", "ndimension"})
 SHAPE_ATTRIBUTES = frozenset({"shape", "device", "dtype", "ndim"})
@@ -38,58 +39,26 @@ class Ahead:
         }
 
 
-def compute_ahead(graph: GraphModule, inputs: GraphInputs, batch: int, columns: int) -> Ahead:
+def compute_ahead(graph: GraphModule, inputs: GraphInputs, call: CallShape, first: int | None = None) -> Ahead:
     """Everything fixed in a call of that shape without padding; the rest runs on tensors without data.
 
+    first: the position of the first new token, where positions come in; as many as are in the cache unless given.
     LLC0957 when torch cannot run the graph so.
     """
     runner = _Ahead(graph, inputs)
-    shape = (batch, columns) if len(inputs.shape) == 2 else (columns,)
+    rows = (call.batch,) if len(inputs.shape) == 2 else ()
+    ids = torch.zeros((*rows, call.columns), dtype=inputs.ids.meta["example_value"].dtype)
+    given = dict(zip(inputs.places, arguments_of(inputs, ids, None, call.past, first), strict=True))
+    for node in (inputs.ids, *inputs.weights):
+        given[node] = runner.mode.from_tensor(given[node].detach())
     try:
         with torch.no_grad(), outside_of_tracing():
-            runner.run(*_arguments(inputs, shape, batch, columns, runner.mode))
+            runner.run(*given.values())
     except RuntimeError as error:
-        reason = f"torch cannot run it for ids {list(shape)}: {str(error).strip().splitlines()[0][:200]}"
+        reason = f"torch cannot run it for ids {[*rows, call.columns]}: {str(error).strip().splitlines()[0][:200]}"
         hint = "let sizes be open (dynamic=True), and make no tensor's size depend on values"
         raise LlamacError("LLC0957", "the graph", reason, hint) from error
     return Ahead(runner.fixed)
-
-
-def arguments_of(inputs: GraphInputs, ids: torch.Tensor, mask: torch.Tensor | None = None) -> list[Any]:
-    """What the graph is called with for these ids, in the order of its inputs."""
-    batch, columns = (ids.shape[0] if ids.ndim == 2 else 1), ids.shape[-1]
-    shown = torch.ones_like(ids) if mask is None else mask
-    values: dict[Node, Any] = {inputs.ids: ids, **inputs.weights, **inputs.tables}
-    values |= {node: inputs.size(node, batch, columns) for node in inputs.sizes}
-    values |= _free(inputs, shown)
-    return [values[node] for node in inputs.places]
-
-
-def _free(inputs: GraphInputs, shown: torch.Tensor) -> dict[Node, torch.Tensor]:
-    """Mask and positions as `generate` makes them."""
-    values = {}
-    if inputs.mask is not None:
-        values[inputs.mask] = shown.to(inputs.mask.meta["example_value"].dtype)
-    if inputs.positions is not None:
-        counted = (shown.long().cumsum(-1) - 1).clamp(min=0)
-        rank = inputs.positions.meta["example_value"].ndim
-        values[inputs.positions] = counted[0] if rank < counted.ndim else counted
-    return values
-
-
-def _arguments(
-    inputs: GraphInputs, shape: tuple[int, ...], batch: int, columns: int, mode: FakeTensorMode
-) -> Iterator[Any]:
-    free = _free(inputs, torch.ones(shape, dtype=torch.int64))
-    for node in inputs.places:
-        if node is inputs.ids:
-            yield mode.from_tensor(torch.zeros(shape, dtype=node.meta["example_value"].dtype))
-        elif node in inputs.weights:
-            yield mode.from_tensor(inputs.weights[node].detach())
-        elif node in inputs.sizes:
-            yield inputs.size(node, batch, columns)
-        else:
-            yield free[node] if node in free else inputs.tables[node].detach()
 
 
 @contextmanager

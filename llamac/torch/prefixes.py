@@ -26,21 +26,25 @@ Text = tuple[list[int], list[int]]
 
 
 class Prefixes:
-    """The last sequences of a session, at most `most`; calls from several threads take turns."""
+    """The last sequences of a session, at most `most`; calls from several threads take turns.
 
-    def __init__(self, session: Session, most: int = 4) -> None:
+    others: gives pages back that can be spared elsewhere; False where there are none.
+    """
+
+    def __init__(self, session: Session, most: int = 4, others: Callable[[], bool] = lambda: False) -> None:
         self._session = session
         self._most = most
+        self._others = others
         self._kept: list[CachedSequence] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
-    def logits(self, ids: NDArray[np.int64], real: Bools, last: bool) -> Float32s:
-        """Logits after every column of `ids` [batch, columns], or after the last one alone: [batch, columns or 1, V].
+    def logits(self, ids: NDArray[np.int64], real: Bools, keep: int) -> Float32s:
+        """Logits after the last `keep` columns of `ids` [batch, columns]: [batch, keep, V].
 
         Columns that are not `real` are padding and give zeros. Errors are those of `feeding.append`.
         """
         batch, columns = ids.shape
-        out = np.zeros((batch, 1 if last else columns, self._session.device.vocab_size), np.float32)
+        out = np.zeros((batch, keep, self._session.device.vocab_size), np.float32)
         places = np.arange(batch * out.shape[1]).reshape(batch, -1)
         where = np.full(ids.shape, NOWHERE)
         where[:, columns - out.shape[1] :] = places
@@ -51,19 +55,22 @@ class Prefixes:
             self._run([text for text in texts if text[0]], out.reshape(-1, out.shape[2]))
         return out
 
-    def close(self) -> None:
-        """Give the pages back."""
+    def close(self) -> bool:
+        """Give the pages back; False where there are none."""
         with self._lock:
-            self._drop()
+            held = bool(self._kept)
+            for sequence in self._kept:
+                sequence.close()
+            self._kept.clear()
+        return held
 
     def _run(self, texts: Sequence[Text], out: Float32s) -> None:
         """The wanted rows of texts, which are computed together."""
         try:
             self._go_on(texts, out, self._begin)
         except LlamacError as error:
-            if error.code != "LLC0808" or not self._kept:
-                raise
-            self._drop()  # the pages of earlier texts are in the way
+            if error.code != "LLC0808" or not (self.close() or self._others()):
+                raise  # no pages of earlier texts are in the way
             self._go_on(texts, out, lambda prefix: self._session.open())
 
     def _go_on(self, texts: Sequence[Text], out: Float32s, begin: Callable[[Sequence[int]], CachedSequence]) -> None:
@@ -98,8 +105,3 @@ class Prefixes:
         sequence = self._session.fork(self._kept[best])
         truncate(self._session, sequence, shared[best])
         return sequence
-
-    def _drop(self) -> None:
-        for sequence in self._kept:
-            sequence.close()
-        self._kept.clear()

@@ -57,7 +57,7 @@ def step(
         raise LlamacError("LLC0956", "llamac::step", reason, "pass what a tokenizer returns")
     ids = input_ids.detach().cpu().numpy().astype(np.int64)
     real = real_columns(attention_mask, np.zeros((len(ids), 0), bool), ids.shape[1])
-    return torch.from_numpy(used.prefixes.logits(ids, real, last)).to(input_ids.device)
+    return torch.from_numpy(used.prefixes.logits(ids, real, 1 if last else ids.shape[1])).to(input_ids.device)
 
 
 @step.register_fake  # type: ignore[untyped-decorator]

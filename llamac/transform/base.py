@@ -41,6 +41,8 @@ class PassContext:
     read_rows: RowReader = refuse_file_weights
     ledger: list[LedgerEntry] = field(default_factory=list)
     analyses: AnalysisManager = field(default_factory=AnalysisManager)
+    cache_scales: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    """Layer -> the scales of its keys and values that the checkpoint was calibrated to, for 8-bit floats."""
 
 
 @dataclass(frozen=True)

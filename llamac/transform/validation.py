@@ -27,6 +27,7 @@ from llamac.ir.kv_groups import empty_caches, kv_groups
 from llamac.ir.layouts import IN_PAIRS
 from llamac.ir.levels import KERNEL, LOWERING
 from llamac.ir.ops.cache_ops import CacheState
+from llamac.ir.ops.row_kernels import E4M3_ABOVE
 from llamac.ir.parser import parse_module
 from llamac.ir.printer import print_module
 from llamac.ir.types import CacheType, TensorType
@@ -350,8 +351,10 @@ def _computes_in_bf16(module: Module) -> bool:
 
 
 def _rounds_activations(module: Module, in_bf16: bool) -> bool:
-    """Whether activations are rounded on purpose: to int8, or to bf16 in a model that does not hold them so anyway."""
+    """Whether activations are rounded on purpose: to 8 bits, or to bf16 in a model that holds them otherwise."""
     for _, op in module.ops():
+        if E4M3_ABOVE in op.attributes:
+            return True
         if op.opcode.endswith(("quantize_rows", "_quantized")):
             return True
         if not in_bf16 and op.opcode != "pack" and "format" in op.attributes:

@@ -26,26 +26,29 @@ def read_frequencies(
     sines: NDArray[np.float32],
     known: Sequence[NDArray[np.float32]],
     rounding: float = 0.0,
+    first: int = 0,
 ) -> NDArray[np.float32]:
-    """The frequencies [head_dim / 2] of two tables [positions, head_dim / 2], f32.
+    """The frequencies [head_dim / 2] of two tables [positions, head_dim / 2], f32, of the positions from `first` on.
 
     known: frequencies that the graph holds as they are: one of them is taken where it makes the tables. rounding: how
-    far the tables may be off because their type is narrow. LLC0318 when nothing makes them, or for fewer than two
-    positions.
+    far the tables may be off because their type is narrow. LLC0318 when nothing makes them; one position says nothing
+    of the rotation, unless it is the first, which is not turned, or what turns it is known.
     """
-    if len(cosines) < 2:
-        reason = "one position alone says nothing of the rotation"
-        raise LlamacError("LLC0318", "rope", reason, "call the module with at least two tokens first")
     angles = np.arctan2(sines, cosines).astype(np.float64)
-    for found in (*known, _refined(angles)):
-        if found.shape == angles.shape[1:] and _makes(found, cosines, sines, rounding):
-            return found.astype(np.float32)
+    usual = [1e4 ** (-np.arange(angles.shape[1], dtype=np.float32) / angles.shape[1])] if first == 0 else []
+    for found in (*known, *([_refined(angles - angles[0])] if len(angles) > 1 else usual)):
+        if found.shape == angles.shape[1:] and _makes(found, cosines, sines, rounding, first):
+            frequencies: NDArray[np.float32] = found.astype(np.float32)
+            return frequencies
+    if len(angles) == 1:
+        reason = "one position alone says nothing of the rotation, and the module holds no frequencies"
+        raise LlamacError("LLC0318", "rope", reason, "call the module with at least two tokens first")
     raise LlamacError("LLC0318", "rope", "the tables of cosines and sines are those of no frequencies", HINT)
 
 
 def _refined(angles: Floats) -> NDArray[np.float32]:
     """Frequencies from the angles of ever longer distances; each tells the next how often it has gone round."""
-    frequency, distance = angles[1] - angles[0], 1
+    frequency, distance = angles[1], 1
     while distance * 2 < len(angles):
         distance *= 2
         turns = np.round((frequency * distance - angles[distance]) / (2 * np.pi))
@@ -55,9 +58,9 @@ def _refined(angles: Floats) -> NDArray[np.float32]:
 
 
 def _makes(
-    found: NDArray[np.float32], cosines: NDArray[np.float32], sines: NDArray[np.float32], rounding: float
+    found: NDArray[np.float32], cosines: NDArray[np.float32], sines: NDArray[np.float32], rounding: float, first: int
 ) -> bool:
-    positions = np.arange(len(cosines), dtype=np.float32)
+    positions = np.arange(first, first + len(cosines), dtype=np.float32)
     angles = (positions[:, None] * found[None, :]).astype(np.float64)
     allowed = rounding + TABLE_TOLERANCE * (1 + np.abs(angles))
     close = np.abs(np.cos(angles) - cosines) <= allowed

@@ -60,6 +60,8 @@ class _PackedWeight:
             made[0] = self.define("centered", "center_quants", quants, **offset)
         elif e.is_gptq and e.symmetric and zeros is not None:
             made[0] = self.define("centered", "center_quants", quants, zeros, **offset)
+        elif "mins" in self.parts:
+            made.append(self.parts["mins"])
         elif zeros is not None:
             made.append(self.define("mins", "zero_minimum", scale, zeros, **offset))
         group = (e.group if e.group > 0 else self.columns) if e.layout == "fp8" else self.kernel_group

@@ -13,7 +13,8 @@ from llamac.ir.dtypes import DTYPES
 from ..checkpoint import StoredTensor
 from ..packed_encoding import PackedEncoding, packed_encoding, packed_tensor, part_bytes
 
-LARGEST = {"fp8": 448.0, "int8": 128.0, "ct4": 8.0, "ct8": 128.0, "gptq4": 8.0, "gptq8": 128.0}
+LARGEST = {"fp8": 448.0, "int8": 128.0, "ct4": 8.0, "ct8": 128.0, "gptq4": 8.0, "gptq8": 128.0,
+           "i8": 128.0, "u8": 256.0, "u4": 16.0}  # fmt: skip
 E4M3_NAN = 0x7F
 """The one e4m3fn pattern, apart from its sign, that is no number."""
 
@@ -46,7 +47,12 @@ def _bytes(
             3 / (largest * math.sqrt(columns))
         )
         return np.ascontiguousarray(values.astype(DTYPES[part.encoding].storage)).view(np.uint8)
+    if kind == "mins":
+        values = generator.uniform(-1, 0.5, part.shape).astype("<f4") / np.float32(math.sqrt(columns))
+        return np.ascontiguousarray(values).view(np.uint8)
     data = generator.integers(0, 256, part.nbytes, np.uint8)
+    if part.encoding in ("i4", "u4"):
+        return ((data & 15) - np.uint8(8 if part.encoding == "i4" else 0)).astype(np.uint8)
     if kind == "zeros" and encoding.is_gptq and encoding.symmetric:
         # The zero points of symmetric GPTQ are all the middle of the range.
         middle = (8 if encoding.bits == 4 else 128) - encoding.zero_offset

@@ -11,7 +11,9 @@ from llamac.ir.dims import DimLike
 from llamac.ir.dtypes import F32, I1, DType
 from llamac.ir.graph import Value
 
+from . import table_rows
 from .call import DTYPES, Call, Found, Grouped, Importer, Root
+from .casts import cast
 from .grouped import with_mask
 from .known import (
     Known,
@@ -21,13 +23,13 @@ from .known import (
     as_literal,
     broadcast_shape,
     combine,
-    equal,
     expanded,
     literal,
     the_number,
     uniform,
 )
-from .stored import ENCODINGS, Stored
+from .minima import added, group_sums, scaled
+from .stored import Stored
 
 _OPCODES = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
 _COMPARISONS = {"Less": ("less", False), "Greater": ("less", True), "LessOrEqual": ("less_equal", False),
@@ -60,6 +62,8 @@ def _binary(op: str) -> Importer:
         known = _both_known(call, op)
         if known is not None:
             return known
+        if (of_integers := _of_integers(call, op)) is not None:
+            return of_integers
         if op == "Add" and (masked := _masked(call)) is not None:
             return masked
         if op == "Div" and (inverse := _inverse_root(call)) is not None:
@@ -68,6 +72,15 @@ def _binary(op: str) -> Importer:
         return call.op(_OPCODES[op], call.operand(0, dtype), call.operand(1, dtype))
 
     return run
+
+
+def _of_integers(call: Call, op: str) -> Found | None:
+    """A step on the way to a matrix of integers with scales and minima."""
+    if op == "Mul" and (minima := scaled(call)) is not None:
+        return minima
+    if op == "Add" and (total := added(call)) is not None:
+        return total
+    return table_rows.combined(call, op)
 
 
 def _masked(call: Call) -> Found | None:
@@ -265,40 +278,6 @@ def _chosen(call: Call, condition: Known, a: Known, b: Known) -> Literal:
     return Literal(found, a.dtype)
 
 
-def _cast(call: Call) -> Found:
-    kind = call.attribute("to", 0)
-    if kind not in DTYPES:
-        raise call.unsupported(f"a cast to ONNX type {kind}")
-    dtype, found = DTYPES[kind], call.raw(0)
-    if isinstance(found, Stored) and found.type in ENCODINGS and kind in ENCODINGS:
-        return replace(found, cast_to=kind)
-    if isinstance(found, Literal | Ramp):
-        return _cast_known(call, found, dtype)
-    return call.cast(call.value(found), dtype)
-
-
-def _cast_known(call: Call, known: Known, dtype: DType) -> Known:
-    if dtype is I1:
-        number = the_number(known)
-        if number is not None:
-            return uniform(known.shape, not equal(number, 0), I1)
-    if isinstance(known, Ramp):
-        start = int(known.start) if isinstance(known.start, bool) else known.start
-        return Ramp(known.shape, start, known.steps, dtype)
-    values = known.values.copy()
-    for index in _indices(values.shape):
-        number = values[index]
-        plain = isinstance(number, bool | float)
-        values[index] = (
-            (float(number) if dtype.is_float else bool(number) if dtype is I1 else int(number)) if plain else number
-        )
-    return Literal(values, dtype)
-
-
-def _indices(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    return list(np.ndindex(*shape))
-
-
 def _mean(call: Call) -> Found:
     x = call.tensor(0)
     axes = call.axes(1, x.tensor.rank)
@@ -310,8 +289,10 @@ def _mean(call: Call) -> Found:
 def _sum(call: Call) -> Found:
     """Of one number everywhere: how many tokens an attention mask shows."""
     known = call.known(0)
+    if (sums := group_sums(call)) is not None:
+        return sums
     if known is None or (number := the_number(known)) is None:
-        raise call.unsupported("it is imported for the attention mask only")
+        raise call.unsupported("it is imported for the attention mask, and for sums over groups of columns")
     axes = call.axes(1, len(known.shape))
     axes = list(range(len(known.shape))) if axes is None else axes
     for axis in axes:
@@ -366,11 +347,13 @@ ARITHMETIC: dict[str, Importer] = {
     "Reciprocal": _reciprocal,
     "Sqrt": _square_root,
     "Pow": _power,
-    "Cast": _cast,
+    "Cast": cast,
     "ReduceMean": _mean,
     "ReduceSum": _sum,
     "CumSum": _running_sum,
     "Softmax": _softmax,
     "Identity": _same,
+    "BitwiseAnd": table_rows.low_half,
+    "BitShift": table_rows.high_half,
 }
 """Op -> what imports it."""

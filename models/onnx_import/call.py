@@ -18,7 +18,8 @@ from ..llama.config import LlamaConfig
 from ..llama.graph import LlamaBuilder
 from . import proto
 from .known import Known, Literal, NotKnown, Ramp, as_literal, as_ramp, the_number
-from .matrix import Matrix, PackedBits
+from .matrix import Matrix, whole
+from .packed import Packed
 from .proto import Node
 from .stored import Stored
 
@@ -65,7 +66,66 @@ class Grouped:
         return (1, self.kv_heads, *((group, tokens) if self.is_split else (group * tokens,)), width)
 
 
-Found = Value | Known | Stored | PackedBits | Product | Root | Grouped
+@dataclass(frozen=True, eq=False)
+class GroupSums:
+    """The sums of x over groups of its columns, which a product with minima is made of."""
+
+    x: Value
+    group: int
+
+    @property
+    def shape(self) -> tuple[DimLike, ...]:
+        *rows, columns = self.x.tensor.shape
+        assert isinstance(columns, int)
+        return (*rows, columns // self.group)
+
+
+@dataclass(frozen=True, eq=False)
+class Minima:
+    """Stored minima and `factor` times stored scales: what groups of integers have besides their quants."""
+
+    scales: Stored
+    factor: float
+    minima: Stored | None = None
+
+    def turned(self) -> Minima:
+        """Seen with their axes exchanged."""
+        return Minima(self.scales.turned(), self.factor, None if self.minima is None else self.minima.turned())
+
+
+@dataclass(frozen=True, eq=False)
+class MinimaProduct:
+    """Sums times minima [groups, outputs]: what is added to a product with integers."""
+
+    sums: GroupSums
+    minima: Minima | Stored
+
+
+@dataclass(frozen=True, eq=False)
+class LastToken:
+    """The last token's row of `tokens` [.., T, d], under `shape`: a graph that gives its logits alone."""
+
+    tokens: Value | Product
+    shape: tuple[DimLike, ...]
+
+
+@dataclass(eq=False)
+class Rows:
+    """Rows of a table, not taken yet: of integers, an exporter takes apart what it has looked up.
+
+    shape: in which they are seen; steps: what was done to them since.
+    """
+
+    table: Stored | Packed | Minima
+    ids: Value
+    shape: tuple[DimLike, ...]
+    steps: tuple[object, ...] = ()
+    made: Value | None = None
+
+
+Found = (
+    Value | Known | Stored | Packed | Product | Root | Grouped | GroupSums | Minima | MinimaProduct | LastToken | Rows
+)
 """What the name of a value stands for while a graph is imported."""
 
 
@@ -79,6 +139,10 @@ class Surroundings(Protocol):
     @property
     def file(self) -> Path:
         """The model's file, beside which its data lies."""
+
+    @property
+    def past(self) -> DimLike:
+        """How many tokens the graph has before its new ones."""
 
     @property
     def pieces(self) -> LlamaBuilder:
@@ -163,9 +227,33 @@ class Call(CapturedOps):
             return self.reshape(found.heads, found.shape)
         if isinstance(found, Root):
             return self.op("reciprocal", self.op("rsqrt", found.x))
-        if isinstance(found, PackedBits):
-            raise self.unsupported("a matrix of integers is used outside a product")
+        if isinstance(found, Rows):
+            return self._looked_up(found)
+        if isinstance(found, LastToken):
+            raise self.unsupported("it takes the last token alone, which is imported for its logits only")
+        if isinstance(found, Packed | Minima | GroupSums | MinimaProduct):
+            raise self.unsupported("a matrix of integers, or a part of it, is used outside a product")
         return found
+
+    def product(self, x: Found, source: Stored | Packed) -> Product | LastToken:
+        """x times a matrix [outputs, inputs]; of the last token alone, that of every token."""
+        if not isinstance(x, LastToken):
+            return Product(self.value(x), self.matrix(source))
+        made = Product(self.value(x.tokens), self.matrix(source))
+        return LastToken(made, (*x.shape[:-1], made.matrix.shape[0]))
+
+    def _looked_up(self, found: Rows) -> Value:
+        if found.steps or isinstance(found.table, Minima):
+            raise self.unsupported("what is made of rows of a table of integers is not read")
+        if found.made is None:
+            found.made = self.around.looked_up(self, self.matrix(found.table), found.ids)
+        return found.made
+
+    def matrix(self, source: Stored | Packed) -> Matrix:
+        """All rows of a matrix, which are its outputs."""
+        if isinstance(source, Packed) and (reason := source.misfit()):
+            raise self.unsupported(reason)
+        return whole(source)
 
     def made(self, known: Known) -> Value:
         """A known tensor in the graph: a constant, or a ramp along one axis."""
@@ -188,7 +276,7 @@ class Call(CapturedOps):
 
     def _line(self, ramp: Ramp, length: DimLike) -> Value:
         """`start, start + 1, ...`: the positions, or an iota."""
-        if ramp.start == PAST and length == TOKENS:
+        if ramp.start == self.around.past and length == TOKENS:
             assert self.b.graph is not None
             return self.b.graph.argument("positions")
         line = self.op("iota", length=length, dtype=I32)

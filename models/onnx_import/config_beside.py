@@ -6,13 +6,11 @@ attributes of its norms and from the table of sines (sin(f) at position 1 is the
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llamac.errors import LlamacError
 
@@ -21,25 +19,22 @@ from ..input_files import read_json_object
 from ..ledger import LedgerEntry, entry
 from ..llama.config import LlamaConfig, RopeScaling, check_config, shape_name
 from ..llama.graph import inverse_frequencies
-from .proto import FLOAT, Node, OnnxModel, TensorProto
+from .config_from_graph import GraphFacts
+from .proto import Node, OnnxModel
+from .rotary_base import ROTATING, base_of, frequencies_of_table, sine_tables
 from .signature import Signature, unlike
-from .stored import ENCODINGS, locate
+from .stored import ENCODINGS
 
 HF_CONFIG, GENAI_CONFIG = "config.json", "genai_config.json"
-_ROTATING = {
-    "com.microsoft.GroupQueryAttention": (8, "rotary_interleaved"),
-    "com.microsoft.RotaryEmbedding": (3, "interleaved"),
-}
 _NORMS = ("SimplifiedLayerNormalization", "RMSNormalization", "com.microsoft.SkipSimplifiedLayerNormalization")
 _PRODUCTS = ("MatMul", "Gemm", "com.microsoft.MatMulNBits")
-THETA_ERROR = 4e-6
-"""Of the base that such frequencies tell. Bases are round numbers: the shortest within it is meant."""
-FREQUENCY_ERROR = 2.0**-22
-"""Of a frequency that is read from a table in f32."""
 
 
 def find_config(model: OnnxModel, sign: Signature) -> tuple[LlamaConfig, dict[str, object], list[LedgerEntry]]:
-    """The architecture, what the config's file says about token ids, and ledger entries; LLC0937 when none is there."""
+    """The architecture, what the config's file says about token ids, and ledger entries.
+
+    Without a file the graph says it, or LLC0937.
+    """
     folder = model.file.parent
     if (folder / HF_CONFIG).is_file():
         raw = read_json_object(folder / HF_CONFIG)
@@ -51,15 +46,15 @@ def find_config(model: OnnxModel, sign: Signature) -> tuple[LlamaConfig, dict[st
     elif (folder / GENAI_CONFIG).is_file():
         raw, config, ledger = _genai(model, sign, folder)
     else:
-        reason = f"neither {HF_CONFIG} nor {GENAI_CONFIG} is beside it, which say how many heads there are"
-        raise unlike(model, reason)
+        facts = GraphFacts(model, sign)
+        raw, config, ledger = {}, facts.config(_dtype(model, sign)), facts.ledger
     config = replace(config, dtype=_dtype(model, sign), rope_style=_rope_style(model, config))
     return check_config(config, model.file.name), raw, ledger
 
 
 def _dtype(model: OnnxModel, sign: Signature) -> str:
-    """The type in which the model works: that of its keys and values."""
-    kind = sign.pasts[0].type
+    """The type in which the model works: that of its keys and values, or of its logits where it takes none."""
+    kind = (sign.pasts or [sign.logits])[0].type
     if kind not in ENCODINGS:
         raise unlike(model, f"its keys have ONNX type {kind}")
     return ENCODINGS[kind]
@@ -67,8 +62,8 @@ def _dtype(model: OnnxModel, sign: Signature) -> str:
 
 def _rope_style(model: OnnxModel, config: LlamaConfig) -> str:
     for node in model.nodes:
-        if node.key in _ROTATING:
-            return "interleaved" if node.attributes.get(_ROTATING[node.key][1]) == 1 else "half_split"
+        if node.key in ROTATING:
+            return "interleaved" if node.attributes.get(ROTATING[node.key][1]) == 1 else "half_split"
     return config.rope_style
 
 
@@ -153,11 +148,11 @@ def _epsilon(model: OnnxModel) -> float:
 
 
 def _with_rotary(model: OnnxModel, config: LlamaConfig) -> tuple[LlamaConfig, list[LedgerEntry]]:
-    table = next(_sines(model), None)
+    table = next(sine_tables(model), None)
     if table is None:
         raise unlike(model, "no node of it has a table of sines, and there is no config.json")
-    frequencies = _frequencies(table, model.file, config)
-    theta = _base(frequencies)
+    frequencies = frequencies_of_table(table, model.file, config)
+    theta = base_of(frequencies)
     config = replace(config, rope_theta=theta)
     expected = inverse_frequencies(config).astype(np.float64)
     ledger = [entry("default", f"{GENAI_CONFIG} rope", f"theta {theta:g}", "read from the model's table of sines")]
@@ -167,53 +162,3 @@ def _with_rotary(model: OnnxModel, config: LlamaConfig) -> tuple[LlamaConfig, li
     what = f"divisors up to {max(divisors):.6g}"
     ledger.append(entry("default", f"{GENAI_CONFIG} rope scaling", what, "read from the model's table of sines"))
     return replace(config, rope_scaling=RopeScaling("divisors", divisors=divisors)), ledger
-
-
-def _sines(model: OnnxModel) -> Iterator[TensorProto]:
-    for node in model.nodes:
-        place = _ROTATING.get(node.key, (0, ""))[0]
-        if place and place < len(node.inputs) and node.inputs[place] in model.tensors:
-            yield model.tensors[node.inputs[place]]
-
-
-def _frequencies(table: TensorProto, file: Path, config: LlamaConfig) -> NDArray[np.float64]:
-    """The frequencies that a table has: angles at position 1, in (0, 1], made sharper by later positions."""
-    half = config.head_dim // 2
-    if len(table.shape) != 2 or table.shape[0] < 2 or table.shape[1] != half or table.type != FLOAT:
-        reason = f"a table of sines of shape {list(table.shape)}, expected float32 [positions, {half}]"
-        raise LlamacError("LLC0937", table.name, reason, "put the model's config.json beside it")
-    stored = locate(table, file)
-    rows = min(table.shape[0], 4096)
-    sines = replace(stored, shape=(rows, half)).read(rows * half).astype(np.float64)
-    frequency: NDArray[np.float64] = np.arcsin(np.clip(sines[1], -1, 1))
-    position = 2
-    while position < rows:
-        turns = frequency * position
-        near = np.arcsin(np.clip(sines[position], -1, 1))
-        candidates = np.stack([near + 2 * np.pi * np.round((turns - near) / (2 * np.pi)),
-                               np.pi - near + 2 * np.pi * np.round((turns - np.pi + near) / (2 * np.pi))])  # fmt: skip
-        best = np.take_along_axis(candidates, np.abs(candidates - turns).argmin(axis=0)[None], 0)[0]
-        is_steep = np.abs(sines[position]) < 0.9
-        frequency = np.where(is_steep, best / position, frequency)
-        position *= 2
-    return np.asarray(frequency, np.float64)
-
-
-def _base(frequencies: NDArray[np.float64]) -> float:
-    """theta: frequency i is theta ** (-2i / head size) as far as no scaling touches it, which is for the first ones.
-
-    Each of them tells theta, the later the better; the first that contradicts those before it is a scaled one.
-    """
-    half = len(frequencies)
-    if half < 2 or not (0 < frequencies[1] < 1 and math.isclose(frequencies[0], 1, rel_tol=1e-5)):
-        raise LlamacError(
-            "LLC0937", GENAI_CONFIG, "the table of sines is none of rotary frequencies", "add config.json"
-        )
-    theta = float(frequencies[1]) ** -float(half)
-    for index in range(2, half):
-        told = float(frequencies[index]) ** (-half / index)
-        if not math.isclose(told, theta, rel_tol=half / (index - 1) * FREQUENCY_ERROR):
-            break
-        theta = told
-    shortest = (float(f"{theta:.{digits}g}") for digits in range(1, 12))
-    return next((number for number in shortest if math.isclose(number, theta, rel_tol=THETA_ERROR)), theta)

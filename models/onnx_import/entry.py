@@ -22,7 +22,8 @@ from ..llama.weights import HF, check_weights
 from .agreement import agreed
 from .config_beside import find_config
 from .importer import Import
-from .matrix import Matrix, PackedBits
+from .matrix import DecodedRows, Matrix
+from .packed import Packed
 from .proto import OnnxModel, read_onnx
 from .signature import read_signature
 
@@ -88,7 +89,7 @@ def _declare_packed(module: Module, matrices: dict[str, Matrix]) -> None:
     builder = Builder(module)
     for name, weight in before.items():
         matrix = matrices.get(name)
-        if matrix is None or not isinstance(matrix.source, PackedBits):
+        if matrix is None or not isinstance(matrix.source, Packed):
             module.add_weight(weight)
             continue
         declare_weights(builder, {name: matrix.stored(name)})
@@ -101,6 +102,7 @@ def _checkpoint(
 ) -> Checkpoint:
     text = read_text_files(path.parent, raw, config.vocab_size)
     stored = {name: matrix.stored(name) for name, matrix in matrices.items()}
+    readers = {part: read for name, matrix in matrices.items() for part, read in matrix.readers(name).items()}
     return Checkpoint(
         config=config,
         tensors=check_weights(config, stored, HF),
@@ -111,4 +113,5 @@ def _checkpoint(
         name=config.name,
         license=find_license(path.parent),
         ledger=[*ledger, *text.ledger],
+        row_source=DecodedRows(readers),
     )

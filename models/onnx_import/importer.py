@@ -23,11 +23,14 @@ from ..ledger import LedgerEntry, entry
 from ..llama.config import LlamaConfig
 from ..llama.graph import LlamaBuilder
 from .arithmetic import ARITHMETIC
+from .cache import add_cache
 from .call import DTYPES as ONNX_DTYPES
-from .call import HINT, PAST, TOKENS, Call, Found, Importer
+from .call import HINT, PAST, TOKENS, Call, Found, Importer, LastToken
+from .gathers import GATHERS
 from .halves import angle_of
 from .known import Literal, Ramp, as_ramp, literal, uniform
-from .matrix import Matrix, PackedBits, whole
+from .matrix import Matrix, whole
+from .packed import Packed
 from .products import PRODUCTS
 from .proto import MOST_NODES, Node, OnnxModel, ValueInfo
 from .rotary import Rotary
@@ -35,7 +38,7 @@ from .shapes import SHAPES, known_or_stored
 from .signature import Signature, unlike
 from .stored import Stored
 
-IMPORTERS: dict[str, Importer] = {**ARITHMETIC, **SHAPES, **PRODUCTS}
+IMPORTERS: dict[str, Importer] = {**ARITHMETIC, **SHAPES, **GATHERS, **PRODUCTS}
 """Op, with its domain where that is not ONNX's own -> the function that imports it."""
 MOST_OPS = 4 * MOST_NODES
 
@@ -59,6 +62,11 @@ class Import:
     def file(self) -> Path:
         """The model's file, beside which its data lies."""
         return self.model.file
+
+    @property
+    def past(self) -> DimLike:
+        """How many tokens the graph has before its new ones: 0 where it knows no past."""
+        return PAST if self.signature.has_past else 0
 
     @property
     def pieces(self) -> LlamaBuilder:
@@ -98,12 +106,12 @@ class Import:
     def declare_arguments(self) -> None:
         """`ids, positions, past_k.0, past_v.0 ...`, and what the model's inputs are of those."""
         sign, c = self.signature, self.config
-        if sign.layers != c.layers:
+        if sign.has_past and sign.layers != c.layers:
             raise unlike(
                 self.model, f"it has the keys and values of {sign.layers} layers, the config {c.layers} layers"
             )
         past: TensorType = tensor(c.kv_heads, PAST, c.head_dim, DTYPES[c.dtype])
-        names = [f"past_{side}.{layer}" for layer in range(sign.layers) for side in ("k", "v")]
+        names = [f"past_{side}.{layer}" for layer in range(c.layers) for side in ("k", "v")]
         arguments: list[tuple[str, Type]] = [
             ("ids", tensor(TOKENS, I32)),
             ("positions", tensor(TOKENS, I32)),
@@ -114,12 +122,12 @@ class Import:
         if sign.positions is not None:
             self._bind_rows(sign.positions, graph.argument("positions"))
         if sign.mask is not None:
-            self.values[sign.mask.name] = uniform((1, PAST + TOKENS), 1, ONNX_DTYPES.get(sign.mask.type, I32))
+            self.values[sign.mask.name] = uniform((1, self.past + TOKENS), 1, ONNX_DTYPES.get(sign.mask.type, I32))
             self.note(sign.mask.name, "all ones", "a step serves one sequence, which sees all of its past")
         if sign.kept_logits is not None:
             self.values[sign.kept_logits.name] = literal(0, I32)
             self.note(sign.kept_logits.name, "0", "every new token gets its logits")
-        for value, name in zip(sign.pasts, names, strict=True):
+        for value, name in zip(sign.pasts, names, strict=False):
             self._bind_past(value, graph.argument(name))
         if len(sign.ids.shape) == 2:
             self.note(sign.ids.name, "a batch of 1", "a step serves one sequence; the runtime batches sequences itself")
@@ -152,10 +160,9 @@ class Import:
         if matrix.place in self._tables:
             return self._tables[matrix.place]
         source = matrix.source
-        is_whole = isinstance(source, Stored) and (len(source.shape) == 1 or (matrix.hi - matrix.lo) == source.seen[0])
-        base = source.name if is_whole else f"{source.name}[{matrix.lo}:{matrix.hi}]"
+        base = source.name if matrix.is_whole else f"{source.name}[{matrix.lo}:{matrix.hi}]"
         name = next(n for n in _numbered(base) if n not in self.module.weights)
-        dtype = F32 if isinstance(source, PackedBits) else DTYPES[matrix.encoding]
+        dtype = F32 if isinstance(source, Packed) else DTYPES[matrix.encoding]
         self.matrices[name] = matrix
         return self.builder.weight(name, tensor(*matrix.shape, dtype), FileSource(name, matrix.encoding))
 
@@ -219,7 +226,7 @@ class Import:
         """Whether a value is `P, P + 1, ...` of the new tokens, or P alone."""
         if isinstance(found, Literal | Ramp):
             ramp = as_ramp(found)
-            return ramp.start == PAST and (ramp.is_uniform or ramp.steps[-1] == 1)
+            return ramp.start == self.past and (ramp.is_uniform or ramp.steps[-1] == 1)
         while isinstance(found, Value) and found.producer is not None and found.producer.opcode in ("reshape", "cast"):
             found = found.producer.operands[0]
         assert self.builder.graph is not None
@@ -271,6 +278,7 @@ class Import:
         for value, rank in ((sign.logits, 2), *((present, 3) for present in sign.presents)):
             if value.name not in self.values:
                 raise unlike(self.model, f"no node gives the output {value.name[:80]}")
+            self._of_every_token(value.name)
             node = Node(value.name, "", "output", [value.name], [], {})
             made = Call(node, self).tensor(0)
             shape = made.tensor.shape
@@ -278,15 +286,27 @@ class Import:
             graph.outputs.append(made)
         if graph.outputs[0].tensor.dtype is not F32:
             graph.outputs[0] = self.builder.op("cast", graph.outputs[0], dtype=F32)
+        if not sign.has_past:
+            add_cache(graph, self._rotary.pieces, self.config, self.file.name)
+            self.note(sign.ids.name, "a step with keys and values of the past", "the graph computes whole texts only")
         self._check_outputs(graph.outputs)
+
+    def _of_every_token(self, name: str) -> None:
+        """What the graph computes of the last token alone, for all of them."""
+        found = self.values[name]
+        if isinstance(found, LastToken):
+            self.values[name] = found.tokens
+            self.note(name, "those of every token", "the graph gives those of the last one, computed alike for each")
 
     def _check_outputs(self, outputs: list[Value]) -> None:
         c = self.config
         wanted = [tensor(TOKENS, c.vocab_size, F32)]
         wanted += [tensor(c.kv_heads, PAST + TOKENS, c.head_dim, DTYPES[c.dtype])] * (2 * c.layers)
-        for value, type, name in zip(outputs, wanted, (self.signature.logits, *self.signature.presents), strict=True):
+        names = [value.name for value in (self.signature.logits, *self.signature.presents)]
+        names += [f"output {index}" for index in range(len(names), len(outputs))]
+        for value, type, name in zip(outputs, wanted, names, strict=True):
             if value.type != type:
-                raise unlike(self.model, f"{name.name[:60]} is {value.type}, expected {type}")
+                raise unlike(self.model, f"{name[:60]} is {value.type}, expected {type}")
 
 
 def _is_table(value: Value, opcode: str) -> bool:

@@ -56,6 +56,13 @@ class Ramp:
         return not any(self.steps)
 
 
+@dataclass(frozen=True, eq=False)
+class Indices(Ramp):
+    """Index tensors side by side, [..., 1] each; their numbers are those of `parts`."""
+
+    parts: tuple[Ramp, ...] = ()
+
+
 Known = Literal | Ramp
 
 

@@ -9,18 +9,22 @@ from llamac.ir.dims import DimLike
 from llamac.ir.dtypes import F32
 from llamac.ir.graph import Value
 
-from .call import PAST, TOKENS, Call, Found, Grouped, Importer, Product
+from .call import PAST, TOKENS, Call, Found, Grouped, GroupSums, Importer, Product
+from .dequantized import DEQUANTIZED
 from .grouped import grouped_product
 from .known import the_number
-from .matrix import PackedBits, whole
+from .minima import product_with_minima
+from .packed import Packed
 from .scaled_product import product
 from .stored import Stored
 
 
 def _matmul(call: Call) -> Found:
     a, b = call.raw(0), call.raw(1)
-    if isinstance(b, Stored) and len(b.shape) == 2 and b.count > 1:
-        return Product(call.value(a), whole(b.turned()))
+    if isinstance(a, GroupSums):
+        return product_with_minima(call, a, b)
+    if isinstance(b, Packed) or (isinstance(b, Stored) and len(b.shape) == 2 and b.count > 1):
+        return call.product(a, b.turned())
     if isinstance(a, Grouped):
         found = grouped_product(call, a, call.value(b))
         if found is not None:
@@ -34,47 +38,9 @@ def _general_product(call: Call) -> Found:
     if call.has(2):
         raise call.unsupported("the linear has a bias, and a Llama has none")
     b = call.raw(1)
-    if not isinstance(b, Stored):
+    if not isinstance(b, Stored | Packed):
         raise call.unsupported("a product of two computed matrices")
-    return Product(call.tensor(0), whole(b if call.attribute("transB", 0) else b.turned()))
-
-
-def _product_of_bits(call: Call) -> Found:
-    rows, columns = call.attribute("N", 0), call.attribute("K", 0)
-    if call.attribute("weight_prepacked", 0):
-        raise call.unsupported("integers packed for one processor")
-    if call.has(3):
-        raise call.unsupported("zero points: build the model with symmetric integers (int4_is_symmetric=true)")
-    if call.has(4) or call.has(5):
-        raise call.unsupported("an order of groups, or a bias")
-    if call.attribute("accuracy_level", 0) == 4:
-        reason = "ONNX Runtime may round activations to 8 bits there; here that follows --quantize"
-        call.around.note("MatMulNBits", "accuracy_level 4 is not kept", reason)
-    return Product(call.tensor(0), whole(_packed(call, call.raw(1), call.raw(2), rows, columns)))
-
-
-def _look_up_bits(call: Call) -> Found:
-    """GatherBlockQuantized: rows of a table of integers."""
-    call.expect("gather_axis", 0)
-    call.expect("quantize_axis", 1)
-    quants = call.raw(0)
-    if call.has(3) or not isinstance(quants, Stored) or len(quants.shape) not in (2, 3):
-        raise call.unsupported("zero points, or integers that are not stored")
-    columns = quants.count // quants.shape[0] * 8 // call.attribute("bits", 4)
-    table = _packed(call, quants, call.raw(2), quants.shape[0], columns)
-    return call.around.looked_up(call, whole(table), call.tensor(1))
-
-
-def _packed(call: Call, quants: Found, scales: Found, rows: int, columns: int) -> PackedBits:
-    bits, group = call.attribute("bits", 4), call.attribute("block_size", 0)
-    if bits not in (4, 8) or group not in (16, 32, 64, 128, 256):
-        raise call.unsupported(f"{bits} bits in blocks of {group}")
-    if not isinstance(quants, Stored) or not isinstance(scales, Stored):
-        raise call.unsupported("its integers or scales are not stored")
-    groups = -(-columns // group)
-    if quants.count != rows * groups * group * bits // 8 or scales.count != rows * groups or quants.transposed:
-        raise call.unsupported(f"{quants.count} bytes and {scales.count} scales for {rows} x {columns}")
-    return PackedBits(quants, scales, rows, columns, group, bits)
+    return call.product(call.raw(0), b if call.attribute("transB", 0) else b.turned())
 
 
 def rms_norm(call: Call, x: Value, weight: Value, eps: float) -> Value:
@@ -184,11 +150,10 @@ PRODUCTS: dict[str, Importer] = {
     "Gemm": _general_product,
     "RMSNormalization": _norm,
     "SimplifiedLayerNormalization": _norm,
-    "com.microsoft.MatMulNBits": _product_of_bits,
+    **DEQUANTIZED,
     "com.microsoft.SimplifiedLayerNormalization": _norm,
     "com.microsoft.SkipSimplifiedLayerNormalization": _skip_norm,
     "com.microsoft.GroupQueryAttention": _grouped_attention,
-    "com.microsoft.GatherBlockQuantized": _look_up_bits,
     "com.microsoft.RotaryEmbedding": _rotary,
 }
 """Op -> what imports it."""

@@ -21,12 +21,20 @@ MOST_VALUES = 1 << 16
 """Numbers in one list of an attribute or a small tensor."""
 
 FLOAT, UINT8, INT8, INT32, INT64, BOOL, FLOAT16, DOUBLE, BFLOAT16 = 1, 2, 3, 6, 7, 9, 10, 11, 16
+FLOAT8, UINT4, INT4 = 17, 21, 22
 TYPE_NAMES = {
     FLOAT: "float32", UINT8: "uint8", INT8: "int8", INT32: "int32", INT64: "int64", BOOL: "bool", FLOAT16: "float16",
-    DOUBLE: "float64", BFLOAT16: "bfloat16",
+    DOUBLE: "float64", BFLOAT16: "bfloat16", FLOAT8: "float8e4m3fn", UINT4: "uint4", INT4: "int4",
 }  # fmt: skip
-ITEM_BYTES = {FLOAT: 4, UINT8: 1, INT8: 1, INT32: 4, INT64: 8, BOOL: 1, FLOAT16: 2, DOUBLE: 8, BFLOAT16: 2}
+ITEM_BYTES = {FLOAT: 4, UINT8: 1, INT8: 1, INT32: 4, INT64: 8, BOOL: 1, FLOAT16: 2, DOUBLE: 8, BFLOAT16: 2, FLOAT8: 1}
 """Element type -> bytes of an element; the types that weights and constants of a Llama have."""
+NIBBLES = (UINT4, INT4)
+"""Element types of which two are a byte, the first in its low half."""
+
+
+def bytes_of(kind: int, count: int) -> int:
+    """Bytes of `count` elements of a type that is stored."""
+    return -(-count // 2) if kind in NIBBLES else count * ITEM_BYTES[kind]
 
 
 @dataclass

@@ -13,16 +13,19 @@ from llamac.ir.dims import DimLike, divide
 from llamac.ir.dtypes import F32, I32
 from llamac.ir.graph import Value
 
-from .call import DTYPES, Call, Found, Grouped, Importer, Product
+from . import table_rows
+from .call import DTYPES, TOKENS, Call, Found, Grouped, GroupSums, Importer, LastToken, Minima, Product, Rows
 from .grouped import regrouped
 from .halves import rotated_halves
 from .known import (
     MOST_KNOWN,
+    Indices,
     Known,
     Literal,
     NotKnown,
     Ramp,
     as_literal,
+    as_ramp,
     broadcast_shape,
     expanded,
     literal,
@@ -31,12 +34,13 @@ from .known import (
     the_number,
     uniform,
 )
-from .matrix import whole
+from .packed import Packed
 from .proto import BOOL, INT32, INT64, TensorProto
 from .stored import Stored, locate, small_values
 from .wire import meant
 
-_INT64 = 1 << 62
+INT64_END = 1 << 62
+"""Bounds of slices from here on are the end of an axis."""
 
 
 def shape_of(call: Call, index: int) -> tuple[DimLike, ...]:
@@ -44,7 +48,9 @@ def shape_of(call: Call, index: int) -> tuple[DimLike, ...]:
     found = call.raw(index)
     if isinstance(found, Stored):
         return found.seen
-    return found.shape if isinstance(found, Literal | Ramp | Grouped) else call.value(found).tensor.shape
+    if isinstance(found, Literal | Ramp | Grouped | GroupSums | LastToken | Packed | Rows):
+        return found.shape
+    return call.value(found).tensor.shape
 
 
 def _shape(call: Call) -> Found:
@@ -128,6 +134,12 @@ def _view(call: Call, shape: Sequence[DimLike]) -> Found:
         return moved(call, found, shape)
     if isinstance(found, Stored) and not found.transposed and all(isinstance(size, int) for size in shape):
         return replace(found, shape=tuple(int(str(size)) for size in shape))
+    if isinstance(found, LastToken):
+        if _product(shape) != _product(found.shape):
+            raise call.unsupported(f"{list(found.shape)} in the shape {list(shape)}")
+        return replace(found, shape=tuple(shape))
+    if isinstance(found, Rows) and (rows := table_rows.reshaped(found, shape)) is not None:
+        return table_rows.joined(call, rows) or rows
     if isinstance(found, Grouped | Value) and (other := regrouped(call, found, shape)) is not None:
         return other
     return call.reshape(call.value(found), shape)
@@ -194,12 +206,16 @@ def _flatten(call: Call) -> Found:
 
 def _transpose(call: Call) -> Found:
     found = call.raw(0)
+    if isinstance(found, Minima) and call.integer_list("perm") in (None, [1, 0]):
+        return found.turned()
     rank = len(shape_of(call, 0))
     order = call.integer_list("perm") or list(range(rank))[::-1]
     if sorted(order) != list(range(rank)):
         raise call.unsupported(f"the permutation {order} of rank {rank}")
-    if isinstance(found, Stored) and rank == 2:
+    if isinstance(found, Stored | Packed) and rank == 2:
         return found.turned() if order == [1, 0] else found
+    if isinstance(found, Rows) and (rows := table_rows.turned(call, found, order)) is not None:
+        return rows
     if isinstance(found, Literal):
         return Literal(found.values.transpose(order), found.dtype)
     if isinstance(found, Ramp):
@@ -241,11 +257,13 @@ def _bounds(call: Call, index: int, name: str) -> list[DimLike]:
 
 def part_of(call: Call, found: Found, axis: int, start: DimLike, stop: DimLike) -> Found:
     """[start, stop) of an axis: negative from the end, past the end is the end."""
-    shape = found.shape if isinstance(found, Literal | Ramp) else call.value(found).tensor.shape
+    shape = found.shape if isinstance(found, Literal | Ramp | LastToken) else call.value(found).tensor.shape
     length = shape[axis]
     low, high = (_bound(call, bound, length) for bound in (start, stop))
     if low == 0 and high == length:
         return found
+    if (low, high, length) == (TOKENS - 1, TOKENS, TOKENS) and not isinstance(found, Literal | Ramp):
+        return LastToken(call.value(found), (*shape[:axis], 1, *shape[axis + 1 :]))
     if isinstance(found, Ramp):
         begin = plus(found.start, low * found.steps[axis])
         sizes = (*shape[:axis], high - low, *shape[axis + 1 :])
@@ -263,7 +281,7 @@ def part_of(call: Call, found: Found, axis: int, start: DimLike, stop: DimLike) 
 
 def _bound(call: Call, bound: DimLike, length: DimLike) -> DimLike:
     try:
-        if isinstance(bound, int) and abs(bound) >= _INT64:
+        if isinstance(bound, int) and abs(bound) >= INT64_END:
             return length if bound > 0 else 0
         if sign(bound) < 0:
             bound = bound + length
@@ -300,7 +318,7 @@ def _concat(call: Call) -> Found:
                 return Literal(np.concatenate(parts), known[0].dtype)
             except NotKnown as error:
                 raise call.unsupported(str(error)) from None
-        return _indices_side_by_side(call, known)
+        return _one_ramp(call, known) or _indices_side_by_side(call, known)
     values = [call.value(part) for part in found]
     axis = call.axis(values[0].tensor.rank, 0)
     if (rotated := rotated_halves(call, values, axis)) is not None:
@@ -308,61 +326,34 @@ def _concat(call: Call) -> Found:
     return values[0] if len(values) == 1 else call.op("concat", *values, axis=axis)
 
 
+def _one_ramp(call: Call, parts: Sequence[Known]) -> Ramp | None:
+    """Ramps in steps of 1 that go on where the one before ends: positions, and what is put before the first."""
+    axis = call.axis(len(parts[0].shape), 0)
+    try:
+        ramps = [as_ramp(part) for part in parts]
+    except NotKnown:
+        return None
+    total: DimLike = 0
+    for ramp in ramps:
+        steps = [step for step, size in zip(ramp.steps, ramp.shape, strict=True) if size != 1]
+        wanted = [int(i == axis) for i, size in enumerate(ramp.shape) if size != 1]
+        goes_on = len(ramp.shape) == len(parts[0].shape) and steps == wanted
+        if not goes_on or isinstance(ramp.start, float) or ramp.start != ramps[0].start + total:  # type: ignore[operator]
+            return None
+        total = total + ramp.shape[axis]
+    shape = tuple(total if i == axis else size for i, size in enumerate(ramps[0].shape))
+    return Ramp(shape, ramps[0].start, tuple(int(i == axis) for i in range(len(shape))), ramps[0].dtype)
+
+
 def _indices_side_by_side(call: Call, parts: Sequence[Known]) -> Known:
-    """Index tensors joined along a last axis of one each: what GatherND takes; their numbers are not kept."""
+    """Index tensors joined along a last axis of one each: what GatherND takes."""
     if call.axis(len(parts[0].shape), 0) != len(parts[0].shape) - 1 or any(p.shape[-1] != 1 for p in parts):
         raise call.unsupported("known tensors of symbolic shape")
     shape = (*parts[0].shape[:-1], len(parts))
-    return Ramp(shape, math.nan, (0,) * len(shape), I32)
-
-
-def _gather_nd(call: Call) -> Found:
-    """From a tensor with one number everywhere."""
-    known, indices = call.known(0), shape_of(call, 1)
-    number = None if known is None else the_number(known)
-    batch = call.attribute("batch_dims", 0)
-    if known is None or number is None or not isinstance(indices[-1], int) or batch:
-        raise call.unsupported("it is imported for the attention mask only")
-    return uniform((*indices[:-1], *known.shape[indices[-1] :]), number, known.dtype)
-
-
-def _gather(call: Call) -> Found:
-    data = call.raw(0)
-    if isinstance(data, Stored):
-        return _look_up(call, data)
-    shape, indices = shape_of(call, 0), shape_of(call, 1)
-    axis = call.axis(len(shape), 0)
-    if isinstance(data, Literal | Ramp):
-        number = the_number(data)
-        if number is not None:
-            return uniform((*shape[:axis], *indices, *shape[axis + 1 :]), number, data.dtype)
-    places = call.integers(1)
-    if isinstance(data, Literal):
-        if any(not -data.values.shape[axis] <= place < data.values.shape[axis] for place in places):
-            raise call.unsupported(f"elements {places} of {list(shape)}")
-        index = np.array(places).reshape([int(n) for n in indices if isinstance(n, int)])
-        return Literal(np.asarray(np.take(data.values, index, axis), object), data.dtype)
-    if len(places) != 1:
-        raise call.unsupported(f"elements {places} of an axis")
-    stop = places[0] + 1 if places[0] != -1 else _INT64
-    kept = part_of(call, data, axis, places[0], stop)
-    return _selected(call, kept, (*shape[:axis], *indices, *shape[axis + 1 :]))
-
-
-def _selected(call: Call, kept: Found, shape: Sequence[DimLike]) -> Found:
-    if isinstance(kept, Literal | Ramp):
-        return moved(call, kept, shape)
-    return call.reshape(call.value(kept), shape)
-
-
-def _look_up(call: Call, table: Stored) -> Found:
-    """Rows of a stored table: the embedding by ids, or cosines and sines by positions."""
-    if call.axis(len(table.shape), 0) != 0 or len(table.seen) != 2:
-        raise call.unsupported("of a stored tensor it is imported for rows of a table only")
-    rows = call.tensor(1)
-    if rotary := call.around.rope_rows(call, table, rows):
-        return rotary
-    return call.around.looked_up(call, whole(table), rows)
+    try:
+        return Indices(shape, math.nan, (0,) * len(shape), I32, tuple(as_ramp(part) for part in parts))
+    except NotKnown as error:
+        raise call.unsupported(str(error)) from None
 
 
 def _size_as_value(call: Call) -> Found:
@@ -384,7 +375,5 @@ SHAPES: dict[str, Importer] = {
     "Slice": _slice,
     "Split": _split,
     "Concat": _concat,
-    "Gather": _gather,
-    "GatherND": _gather_nd,
 }
 """Op -> what imports it."""

@@ -15,6 +15,7 @@ from llamac.errors import LlamacError
 from .proto import BFLOAT16, BOOL, FLOAT, FLOAT16, INT32, INT64, OnnxModel, ValueInfo
 
 STEP = "the model takes ids and the keys and values of the past, and returns logits, keys and values (export with past)"
+WHOLE_TEXTS = "export it with past (optimum: text-generation-with-past), or a Llama of transformers without changes"
 _STATE = re.compile(
     r"(?:(?:past_key_values|past|present_key_values|present|cache|new)[._])?"
     r"(?:(?P<layer>\d{1,4})[._](?:self[._])?(?P<side>key|value|k|v)|(?P<first>key|value|k|v)s?[._](?P<last>\d{1,4}))"
@@ -24,7 +25,10 @@ _FLOATS, _INTEGERS = (FLOAT, FLOAT16, BFLOAT16), (INT64, INT32)
 
 @dataclass(frozen=True)
 class Signature:
-    """The names of what goes in and comes out; `pasts` and `presents` are k.0, v.0, k.1, v.1 ..."""
+    """The names of what goes in and comes out; `pasts` and `presents` are k.0, v.0, k.1, v.1 ...
+
+    A graph without past takes whole texts: then both are empty, and keys and values that it returns are left out.
+    """
 
     ids: ValueInfo
     positions: ValueInfo | None
@@ -38,6 +42,10 @@ class Signature:
     def layers(self) -> int:
         return len(self.pasts) // 2
 
+    @property
+    def has_past(self) -> bool:
+        return bool(self.pasts)
+
 
 def read_signature(model: OnnxModel) -> Signature:
     """The roles of inputs and outputs; LLC0937 when they are not those of one step of a Llama."""
@@ -47,12 +55,10 @@ def read_signature(model: OnnxModel) -> Signature:
     if not model.outputs:
         raise unlike(model, "it has no outputs")
     logits = next((value for value in model.outputs if value.name == "logits"), model.outputs[0])
-    if len(logits.shape) == 3 and logits.shape[1] == 1:
-        reason = "it gives the logits of the last token alone"
-        hint = "export it with those of every token (llamac: --option logits=all)"
-        raise LlamacError("LLC0937", model.file.name, reason, hint)
     presents = [value for value in model.outputs if value is not logits]
-    if not floats or len(floats) % 2 or len(floats) != len(presents):
+    if not floats and len(presents) % 2 == 0:
+        return Signature(ids, positions, mask, kept, [], logits, [])
+    if len(floats) % 2 or len(floats) != len(presents):
         reason = f"it takes {len(floats)} tensors of keys and values and returns {len(presents)}"
         raise unlike(model, reason)
     return Signature(ids, positions, mask, kept, _in_order(model, floats), logits, _in_order(model, presents))

@@ -12,12 +12,33 @@ from numpy.typing import NDArray
 from llamac.errors import LlamacError
 
 from ..matrix_view import MatrixView, row_major
-from .proto import BFLOAT16, BOOL, FLOAT, FLOAT16, INT8, INT32, INT64, ITEM_BYTES, TYPE_NAMES, UINT8, TensorProto
+from .proto import (
+    BFLOAT16,
+    BOOL,
+    DOUBLE,
+    FLOAT,
+    FLOAT8,
+    FLOAT16,
+    INT4,
+    INT8,
+    INT32,
+    INT64,
+    ITEM_BYTES,
+    NIBBLES,
+    TYPE_NAMES,
+    UINT4,
+    UINT8,
+    TensorProto,
+    bytes_of,
+)
 
 DAMAGED = "export the model again, or download the file again"
 _NUMPY: dict[int, str] = {
     FLOAT: "<f4", UINT8: "u1", INT8: "i1", INT32: "<i4", INT64: "<i8", BOOL: "?", FLOAT16: "<f2", BFLOAT16: "<u2",
+    FLOAT8: "u1", DOUBLE: "<f8",
 }  # fmt: skip
+_LISTED = {FLOAT16: "<u2", BFLOAT16: "<u2", FLOAT8: "u1", UINT4: "u1", INT4: "u1"}
+"""What a number of a list has the bits of, where that is not its own type."""
 ENCODINGS = {FLOAT: "f32", FLOAT16: "f16", BFLOAT16: "bf16"}
 """Element types of weights as encodings of a checkpoint."""
 
@@ -26,7 +47,8 @@ ENCODINGS = {FLOAT: "f32", FLOAT16: "f16", BFLOAT16: "bf16"}
 class Stored:
     """A tensor in a file, row-major; `transposed` means that its matrix is seen with its axes exchanged.
 
-    cast_to: the element type that the graph converts it to before any use, 0 for none.
+    cast_to: the element type that the graph converts it to before any use, 0 for none. held: the bytes of a small
+    tensor that the file stores as a list of numbers.
     """
 
     name: str
@@ -36,6 +58,7 @@ class Stored:
     offset: int
     transposed: bool = False
     cast_to: int = 0
+    held: bytes | None = None
 
     @property
     def used_type(self) -> int:
@@ -66,24 +89,45 @@ class Stored:
 
     def view(self) -> MatrixView:
         """The matrix as it is seen; a vector is one row."""
+        if self.held is not None:
+            raise LlamacError("LLC0936", self.name, "a weight that is stored as a list of numbers", DAMAGED)
         item = ITEM_BYTES[self.type]
         shape = self.shape if len(self.shape) == 2 else (1, self.count)
         rows, columns = row_major(shape)
         view = MatrixView(self.file, self.offset, *shape, rows * item, columns * item)
         return view.transposed if self.transposed else view
 
+    def raw(self, start: int, count: int) -> bytes:
+        """Bytes [start, start + count) of it; LLC0203 when the file ends early."""
+        if self.held is not None:
+            return self.held[start : start + count]
+        with self.file.open("rb") as file:
+            file.seek(self.offset + start)
+            data = file.read(count)
+        if len(data) < count:
+            raise LlamacError("LLC0203", self.name, f"{self.file.name} ended early", "download it again")
+        return data
+
     def read(self, limit: int) -> NDArray[Any]:
         """All of it as an array, floats as float32; LLC0936 when it has more than `limit` elements."""
         if self.count > limit:
             raise LlamacError("LLC0936", self.name, f"a constant of {self.count} elements", DAMAGED)
-        with self.file.open("rb") as file:
-            file.seek(self.offset)
-            data = file.read(self.count * ITEM_BYTES[self.type])
+        if self.type in NIBBLES:
+            found = nibbles(self.raw(0, bytes_of(self.type, self.count)), self.type)[: self.count].reshape(self.shape)
+            return found.T if self.transposed else found
+        data = self.raw(0, self.count * ITEM_BYTES[self.type])
         found = np.frombuffer(data, np.dtype(_NUMPY[self.type])).reshape(self.shape)
         if self.type == BFLOAT16:
             found = (found.astype("<u4") << 16).view("<f4")
-        found = found.astype(np.float32) if self.type == FLOAT16 else found
+        found = found.astype(np.float32) if self.type in (FLOAT16, DOUBLE) else found
         return found.T if self.transposed else found
+
+
+def nibbles(data: bytes, kind: int) -> NDArray[Any]:
+    """4-bit integers, two a byte, one a byte: uint8, or int8 where they are signed."""
+    packed = np.frombuffer(data, np.uint8)
+    pairs = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1)
+    return pairs if kind == UINT4 else (pairs ^ 8).view(np.int8) - np.int8(8)
 
 
 def locate(tensor: TensorProto, file: Path) -> Stored:
@@ -91,13 +135,15 @@ def locate(tensor: TensorProto, file: Path) -> Stored:
 
     Raises LLC0936 for what does not fit, LLC0205 for a file that is missing, LLC0209 for an unknown type.
     """
-    if tensor.type not in ITEM_BYTES:
+    if tensor.type not in TYPE_NAMES:
         hint = f"supported: {', '.join(TYPE_NAMES.values())}"
         raise LlamacError("LLC0209", tensor.name, f"stored as ONNX type {tensor.type}", hint)
-    wanted = tensor.count * ITEM_BYTES[tensor.type]
+    wanted = bytes_of(tensor.type, tensor.count)
     if tensor.is_external:
         path, offset = _external(tensor, file, wanted)
         return Stored(tensor.name, tensor.shape, tensor.type, path, offset)
+    if tensor.place is None and tensor.values:
+        return _listed(tensor, file)
     if tensor.place is None or tensor.place[1] != wanted:
         found = 0 if tensor.place is None else tensor.place[1]
         reason = f"{found} bytes are stored, its shape {list(tensor.shape)[:8]} needs {wanted}"
@@ -142,20 +188,19 @@ def _number(tensor: TensorProto, key: str, default: int) -> int:
 
 def small_values(tensor: TensorProto, file: Path, limit: int) -> NDArray[Any]:
     """A small tensor as an array: what a constant holds (LLC0936 when it is larger than `limit`)."""
-    if tensor.values and tensor.place is None and not tensor.is_external:
-        if tensor.count != len(tensor.values):
-            reason = f"{len(tensor.values)} values are stored, its shape is {list(tensor.shape)[:8]}"
-            raise LlamacError("LLC0936", tensor.name or file.name, reason, DAMAGED)
-        return _from_list(tensor, file)
     return locate(tensor, file).read(limit)
 
 
-def _from_list(tensor: TensorProto, file: Path) -> NDArray[Any]:
-    if tensor.type not in _NUMPY or tensor.type == BFLOAT16:
-        raise LlamacError("LLC0936", tensor.name or file.name, f"a list of ONNX type {tensor.type}", DAMAGED)
-    if tensor.type == FLOAT16:  # stored as the bits of each
-        return np.array(tensor.values, np.uint16).view(np.float16).astype(np.float32).reshape(tensor.shape)
-    try:
-        return np.array(tensor.values).astype(_NUMPY[tensor.type]).reshape(tensor.shape)
-    except (OverflowError, ValueError):
-        raise LlamacError("LLC0936", tensor.name or file.name, "a value outside its type", DAMAGED) from None
+def _listed(tensor: TensorProto, file: Path) -> Stored:
+    """A tensor that is stored as a list of numbers: floats of 16 and 8 bits by their bits, 4-bit integers in pairs."""
+    where, dtype = tensor.name or file.name, _LISTED.get(tensor.type) or _NUMPY.get(tensor.type)
+    wanted = bytes_of(tensor.type, tensor.count) if tensor.type in NIBBLES else tensor.count
+    if dtype is None or wanted != len(tensor.values):
+        reason = f"{len(tensor.values)} values are stored, its shape is {list(tensor.shape)[:8]}"
+        raise LlamacError("LLC0936", where, reason, DAMAGED)
+    given = np.array(tensor.values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        held = given.astype(dtype)
+    if given.dtype.kind in "iu" and (held != given).any():
+        raise LlamacError("LLC0936", where, "a value outside its type", DAMAGED)
+    return Stored(tensor.name, tensor.shape, tensor.type, file, 0, held=held.tobytes())

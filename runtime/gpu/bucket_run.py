@@ -13,9 +13,12 @@ from .memory import PlannedMemory
 from .nccl import GpuCollectives
 from .step_inputs import StepInputs, aligned
 
-Result = Literal["logits", "greedy", "none"]
-OUTPUT_OF: dict[str, str] = {"logits": "logits", "greedy": "best"}
+Result = Literal["logits", "greedy", "sample", "none"]
+OUTPUT_OF: dict[str, str] = {"logits": "logits", "greedy": "best", "sample": "sampled"}
 """Result -> the output buffer that holds it."""
+
+TOKENS_OF: dict[str, str] = {"greedy": "best", "sample": "chosen"}
+"""Result -> the output buffer with the ids that the next step can be fed."""
 
 
 class BucketRun:

@@ -26,6 +26,8 @@ class MemoryNeeds:
     output_bytes: int
     rows: Mapping[str, int]
     """What for -> bytes, for people."""
+    image_bytes: tuple[int, int] = (0, 0)
+    """Of a run of the image encoder: what it takes and what it gives."""
 
     @property
     def total(self) -> int:
@@ -43,8 +45,10 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
-def memory_needs(plan: LaunchPlan, inputs: StepInputs, weight_bytes: Mapping[str, int]) -> MemoryNeeds:
-    """Sizes for the largest step of any bucket. weight_bytes: member -> its bytes."""
+def memory_needs(
+    plan: LaunchPlan, inputs: StepInputs, weight_bytes: Mapping[str, int], image_bytes: tuple[int, int] = (0, 0)
+) -> MemoryNeeds:
+    """Sizes for the largest step of any bucket. weight_bytes: member -> its bytes. image_bytes: see `MemoryNeeds`."""
     largest = [inputs.largest(bucket) for bucket in plan.buckets]
     buffers: dict[str, int] = {}
     rows: dict[str, int] = {}
@@ -55,8 +59,8 @@ def memory_needs(plan: LaunchPlan, inputs: StepInputs, weight_bytes: Mapping[str
     outputs = [b for b in plan.buffers if b.role == "output"]
     output_bytes = max(sum(aligned(evaluate(b.bytes, sizes)) for b in outputs) for sizes in largest)
     input_bytes = max(inputs.offsets(sizes)[1] for sizes in largest)
-    rows |= {"inputs and outputs": input_bytes + output_bytes, "the driver's own": OWN_BYTES}
-    return MemoryNeeds(buffers, input_bytes, output_bytes, rows)
+    rows |= {"inputs and outputs": input_bytes + output_bytes + sum(image_bytes), "the driver's own": OWN_BYTES}
+    return MemoryNeeds(buffers, input_bytes, output_bytes, rows, image_bytes)
 
 
 def _bytes_of(buffer: Buffer, largest: list[dict[str, int]], weight_bytes: Mapping[str, int]) -> int:
@@ -105,6 +109,7 @@ class PlannedMemory:
                 self.base[name] = self._allocate(size)
             self.inputs = self._allocate(needs.input_bytes)
             self.outputs = self._allocate(needs.output_bytes)
+            self.image_inputs, self.image_outputs = (self._allocate(n) if n else 0 for n in needs.image_bytes)
         except BaseException:
             self.close()
             raise

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamac.artifact.launch_plan import (
+    IMAGE_ROWS,
     PAGES,
     ROWS,
     SEQUENCES,
@@ -26,9 +27,14 @@ from llamac.artifact.launch_plan import (
 )
 from llamac.errors import LlamacError
 
+from .shown_pictures import INPUTS as PICTURE_INPUTS
+from .shown_pictures import ShownPictures
+
 Int32s = npt.NDArray[np.int32]
 ALIGNMENT = 256
 _TABLES = "page_tables"
+NO_PICTURES = np.zeros(0, np.int32)
+NO_SAMPLING = np.zeros(0, np.int32)
 
 
 def aligned(size: int) -> int:
@@ -45,11 +51,21 @@ class StepArrays:
     sequence_of_token: Int32s
     page_tables: Int32s
     logit_rows: Int32s
+    sampling: Int32s | None = None
+    """Options of the rows to draw for, i32 [R, SAMPLING_WORDS]; rows without any get their best token."""
+
+    pictures: ShownPictures | None = None
+    """What the rows show and see of pictures; None for text alone."""
 
     @property
     def longest_run(self) -> int:
         """Most tokens of one sequence."""
         return int(np.bincount(self.sequence_of_token).max())
+
+    @property
+    def image_rows(self) -> int:
+        """Rows of pictures among the tokens."""
+        return self.pictures.count if self.pictures is not None else 0
 
 
 class StepInputs:
@@ -72,7 +88,8 @@ class StepInputs:
 
     def largest(self, bucket: Bucket) -> dict[str, int]:
         """The variables of the largest step of a bucket, which are those of every step that is replayed."""
-        return self._variables(bucket.tokens, bucket.rows, self.most_sequences(bucket))
+        images = 0 if bucket.is_replayed else bucket.tokens
+        return self._variables(bucket.tokens, bucket.rows, self.most_sequences(bucket), images)
 
     def variables(self, bucket: Bucket, step: StepArrays) -> dict[str, int]:
         """The variables of one step; LLC0715 when it has more sequences than there are pages."""
@@ -83,10 +100,11 @@ class StepInputs:
             raise LlamacError("LLC0715", "step", reason, "load the model with more sequences or a larger context")
         if bucket.is_replayed:
             return self.largest(bucket)
-        return self._variables(step.token_ids.size, min(max(step.logit_rows.size, 1), bucket.rows), sequences)
+        rows = min(max(step.logit_rows.size, 1), bucket.rows)
+        return self._variables(step.token_ids.size, rows, sequences, step.image_rows)
 
-    def _variables(self, tokens: int, rows: int, sequences: int) -> dict[str, int]:
-        sizes = {TOKENS: tokens, ROWS: rows, SEQUENCES: sequences, TABLE_WIDTH: self.table_width}
+    def _variables(self, tokens: int, rows: int, sequences: int, images: int) -> dict[str, int]:
+        sizes = {TOKENS: tokens, ROWS: rows, SEQUENCES: sequences, TABLE_WIDTH: self.table_width, IMAGE_ROWS: images}
         return sizes | self._pages
 
     def offsets(self, variables: Mapping[str, int]) -> tuple[dict[str, int], int]:
@@ -114,13 +132,20 @@ class StepInputs:
             _fill_up(place, np.array(tiles, np.int32).reshape(-1), 0)
         elif buffer.name == "sequence_of_token":
             _fill_up(place, step.sequence_of_token, variables[SEQUENCES] - 1)
+        elif buffer.name == "sampling":
+            _fill_up(place, NO_SAMPLING if step.sampling is None else step.sampling.reshape(-1), 0)
+        elif buffer.name in PICTURE_INPUTS:
+            shown = NO_PICTURES if step.pictures is None else step.pictures.input(buffer.name)
+            if buffer.name == "image_embeddings" and shown.size != place.size:
+                raise ValueError("step needs embeddings of pictures as wide as the model")
+            _fill_up(place, shown, -1 if buffer.name == "image_rows" else 0)
         else:
             _fill_up(place, getattr(step, buffer.name), 0)
 
     def check(self) -> None:
         """LLC0802 when the plan wants an input that no step has."""
-        known = {"token_ids", "positions", "sequence_of_token", "logit_rows", "attention_tiles"}
-        known |= {f"{_TABLES}{suffix}" for suffix in self._suffixes}
+        known = {"token_ids", "positions", "sequence_of_token", "logit_rows", "attention_tiles", "sampling"}
+        known |= {f"{_TABLES}{suffix}" for suffix in self._suffixes} | PICTURE_INPUTS
         strange = sorted({buffer.name for buffer in self.inputs} - known)
         if strange:
             reason = f"it wants the input {strange[0]!r}, which this llamac does not know"

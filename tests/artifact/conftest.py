@@ -61,6 +61,7 @@ def make_manifest() -> dict[str, Any]:
             "ir": "tokenizer/vocabulary.json",
             "passes": [],
             "memory": {"arena_bytes": 4096, "weight_bytes": 8192, "weight_bytes_per_token": 8192},
+            "image": {"ir": "tokenizer/vocabulary.json", "passes": []},
         },
         "onnx": {"ir": "tokenizer/vocabulary.json", "passes": []},
         "image": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from llamac.artifact.launch_plan import (
     Bucket,
     Buffer,
+    Encoder,
     Expression,
     Kernel,
     KernelParameter,
@@ -51,6 +53,29 @@ def test_text_and_back() -> None:
     plan = small_plan()
     text = write_plan(plan)
     assert read_plan(text, "plan") == plan and write_plan(read_plan(text, "plan")) == text
+
+
+def seeing_plan() -> LaunchPlan:
+    """The small plan with an image encoder of one launch."""
+    plan = small_plan()
+    launch = Launch(0, ("vision_tokens", 2, 1), (Pointer("image.pixels", 0), "vision_tokens"), "vision.layers.0")
+    pixels = Buffer("image.pixels", "image_input", 4096, "fp32")
+    return replace(plan, buffers=(*plan.buffers, pixels), encoder=Encoder((launch,), 20, (0, 1, 2)))
+
+
+def test_an_encoder_as_text_and_back() -> None:
+    plan = seeing_plan()
+    text = write_plan(plan)
+    assert read_plan(text, "plan") == plan and b'"encoder"' not in write_plan(small_plan())
+    for key, value in (("most_rows", 0), ("shapes", [-1]), ("shapes", [True]), ("launches", 3), ("launches", [[1]])):
+        document = json.loads(text)
+        document["encoder"][key] = value
+        with pytest.raises(LlamacError, match=r"LLC0714.*encoder"):
+            read_plan(json.dumps(document).encode(), "plan")
+
+
+def test_pictures_take_a_bucket_that_places_them() -> None:
+    assert small_plan().choose(1, 1, 1, pictures=True).name == "prefill-64"
 
 
 @pytest.mark.parametrize(

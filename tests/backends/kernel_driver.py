@@ -7,7 +7,7 @@ import functools
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,13 +204,14 @@ def host_cpus() -> list[str]:
     return [cpu for cpu, needed in needs.items() if needed <= flags]
 
 
-def build_runners(cases: Sequence[Case], folder: Path) -> dict[str, Runner]:
-    """The cases compiled for every instruction set that runs here, the oldest first, aarch64 last."""
+def build_runners(cases: Sequence[Case], folder: Path, left_out: Collection[str] = ()) -> dict[str, Runner]:
+    """The cases compiled for every instruction set that runs here but some, the oldest first, aarch64 last."""
     builds: dict[str, Callable[[], Runner]] = {
         cpu: functools.partial(Library, cases, cpu, folder) for cpu in host_cpus()
     }
     if Emulated.missing() is None:
         builds |= {cpu: functools.partial(Emulated, cases, cpu, folder) for cpu in ("generic", "neoverse_n1")}
+    builds = {cpu: build for cpu, build in builds.items() if cpu not in left_out}
     with ThreadPoolExecutor(2) as workers:
         waiting = {cpu: workers.submit(build) for cpu, build in builds.items()}
     return {cpu: future.result() for cpu, future in waiting.items()}

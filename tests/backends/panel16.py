@@ -86,6 +86,19 @@ def pairs_linear(x: Array, matrix: Array, row_scale: Array | None = None) -> Arr
     return acc if row_scale is None else acc * row_scale
 
 
+def tiles_linear(x: Array, matrix: Array, row_scale: Array | None = None) -> Array:
+    """The same by the chain of AMX's bf16 tiles: even and odd inputs of 16 pairs apart, then their sum to the rest."""
+    inputs = x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    weights = matrix.astype(np.float32)
+    acc = np.zeros((x.shape[0], weights.shape[0]), np.float32)
+    for block in range(0, x.shape[1], 32):
+        parts = [np.zeros_like(acc), np.zeros_like(acc)]
+        for k in range(block, min(block + 32, x.shape[1])):
+            parts[k % 2] = fma(inputs[:, k : k + 1], weights[None, :, k], parts[k % 2])
+        acc = acc + (parts[0] + parts[1])
+    return acc if row_scale is None else acc * row_scale
+
+
 @dataclass(frozen=True)
 class Grouped:
     """A group-quantized format, `i4g32s16m16`: bits, sign, group, and the widths of scales and mins (0: none)."""

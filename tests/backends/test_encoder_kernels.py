@@ -65,8 +65,8 @@ def all_cases() -> list[Case]:
 
 
 @pytest.fixture(scope="module")
-def runners(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Runner]:
-    return build_runners(all_cases(), tmp_path_factory.mktemp("encoder"))
+def runners(tmp_path_factory: pytest.TempPathFactory, left_out: tuple[str, ...]) -> dict[str, Runner]:
+    return build_runners(all_cases(), tmp_path_factory.mktemp("encoder"), left_out)
 
 
 def everywhere(runners: dict[str, Runner], run: Callable[[Runner, int], Array]) -> Array:

@@ -45,8 +45,8 @@ def _cases() -> list[Case]:
 
 
 @pytest.fixture(scope="module")
-def runners(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Runner]:
-    return build_runners(_cases(), tmp_path_factory.mktemp("gated"))
+def runners(tmp_path_factory: pytest.TempPathFactory, left_out: tuple[str, ...]) -> dict[str, Runner]:
+    return build_runners(_cases(), tmp_path_factory.mktemp("gated"), left_out)
 
 
 @pytest.mark.parametrize("case", DENSE, ids=lambda case: f"{case[0]}-{case[1]}")

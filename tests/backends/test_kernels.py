@@ -141,12 +141,14 @@ def all_cases() -> list[Case]:
 
 
 @pytest.fixture(scope="module")
-def runners(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Runner]:
+def runners(tmp_path_factory: pytest.TempPathFactory, left_out: tuple[str, ...]) -> dict[str, Runner]:
     """The cases compiled for every instruction set that runs here, the oldest first."""
-    return build_runners(all_cases(), tmp_path_factory.mktemp("kernels"))
+    return build_runners(all_cases(), tmp_path_factory.mktemp("kernels"), left_out)
 
 
-@pytest.mark.parametrize("cpu", ["x86_64_v3", "x86_64_v4", "znver4", "neoverse_n1"])
+@pytest.mark.parametrize(
+    "cpu", ["x86_64_v3", pytest.param("x86_64_v4", marks=pytest.mark.slow), "znver4", "neoverse_n1"]
+)
 def test_instruction_sets_that_were_run(runners: dict[str, Runner], cpu: str) -> None:
     """Says by a skip which instruction sets the comparisons of this file could not cover here."""
     if cpu not in runners:

@@ -57,9 +57,9 @@ def all_cases() -> list[Case]:
 
 
 @pytest.fixture(scope="module")
-def runners(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Runner]:
+def runners(tmp_path_factory: pytest.TempPathFactory, left_out: tuple[str, ...]) -> dict[str, Runner]:
     """The cases compiled for every instruction set that runs here, the oldest first."""
-    return build_runners(all_cases(), tmp_path_factory.mktemp("long-attention"))
+    return build_runners(all_cases(), tmp_path_factory.mktemp("long-attention"), left_out)
 
 
 def page_tables() -> Array:

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 from every_way import check_every_way, strided
 from kernel_driver import Case, Emulated, Library, Runner
-from panel16 import DENSE_TYPES, Array, Grouped, GroupedMatrix, grouped_linear, pack_pairs, pairs_linear, quantize_rows
+from panel16 import (
+    DENSE_TYPES,
+    Array,
+    Grouped,
+    GroupedMatrix,
+    grouped_linear,
+    pack_pairs,
+    pairs_linear,
+    quantize_rows,
+    tiles_linear,
+)
 
 from llamac.target import TARGETS
 
@@ -92,13 +102,14 @@ def test_grouped(runners: dict[str, Runner], case: tuple[Grouped, int, int]) -> 
 
 @pytest.mark.parametrize("case", PAIRS, ids=lambda case: "-".join(map(str, case)))
 def test_pairs(runners: dict[str, Runner], case: tuple[str, int, int]) -> None:
-    """NEON's bf16 multiply-adds give the bits of two fused multiply-adds."""
+    """NEON's bf16 multiply-adds give the bits of two fused multiply-adds; AMX's tiles have a chain of their own."""
     kind, n, k = case
     random = np.random.default_rng(8)
     x = random.standard_normal((ROWS, k)).astype(np.float32)
     matrix = random.standard_normal((n, k)).astype(DENSE_TYPES[kind])
     row_scale = random.uniform(0.5, 2, n).astype(np.float32) if kind == "e4m3fn" else None
-    weights, expected = pack_pairs(matrix, row_scale), pairs_linear(x, matrix, row_scale)
+    oracle = tiles_linear if "amx-model" in runners else pairs_linear
+    weights, expected = pack_pairs(matrix, row_scale), oracle(x, matrix, row_scale)
 
     def run(runner: Runner, threads: int, rows: int) -> Array:
         y = strided(np.zeros((rows, n), np.float32), n + 3)
@@ -107,6 +118,21 @@ def test_pairs(runners: dict[str, Runner], case: tuple[str, int, int]) -> None:
         return np.ascontiguousarray(y[:, :n])
 
     check_every_way(runners, expected, run)
+
+
+def test_subnormal_numbers_are_the_same_alone_and_in_a_tile(runners: dict[str, Runner]) -> None:
+    """tdpbf16ps takes them for zero, so one row alone, which uses no tile, has to as well."""
+    kind, n, k = PAIRS[0]
+    random = np.random.default_rng(9)
+    x = (random.standard_normal((ROWS, k)) * 10.0 ** random.uniform(-20, 0, (ROWS, k))).astype(np.float32)
+    tiny = random.standard_normal((n, k)) * 10.0 ** random.uniform(-39, -18, (n, k))
+    weights = pack_pairs(tiny.astype(DENSE_TYPES[kind]), None)
+    for runner in runners.values():
+        whole, alone = np.zeros((ROWS, n + 3), np.float32), np.zeros((1, n + 3), np.float32)
+        runner.run(f"{kind}-{n}-{k}", 1, [ROWS], [whole, strided(x, k + 1), weights])
+        for row in range(0, ROWS, 10):
+            runner.run(f"{kind}-{n}-{k}", 1, [1], [alone, strided(x[row : row + 1], k + 1), weights])
+            assert alone[0, :n].tobytes() == whole[row, :n].tobytes()
 
 
 def test_tiles_are_asked_for(runners: dict[str, Runner]) -> None:

@@ -1,4 +1,4 @@
-/* AMX's 8-bit tiles in plain C, so that kernels written for them run on any AVX-512 machine. It stops the program where
+/* AMX's 8-bit and bf16 tiles in plain C, so that kernels written for them run on any AVX-512 machine. It stops the program where
  * the processor would raise an exception. Included before the kernels, it takes the place of the intrinsics. */
 #define _GNU_SOURCE 1
 #include <immintrin.h>
@@ -7,6 +7,7 @@
 #include <string.h>
 
 #define __AMX_INT8__ 1
+#define __AMX_BF16__ 1
 
 typedef struct {
     uint16_t row_bytes;
@@ -55,14 +56,45 @@ static inline void model_dpbsud(int to, int a, int b) {
             memcpy(sums->bytes[m] + 4 * n, &sum, 4);
         }
 }
+static inline float model_bf16(const uint8_t *from) {
+    uint16_t half;
+    memcpy(&half, from, sizeof half);
+    const uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+/* to[m][n] += the sum of a[m][2k] times b[k][2n], from zero on, plus that of a[m][2k + 1] times b[k][2n + 1]: fused
+ * multiply-adds to nearest, with subnormal numbers taken for zero, whatever the state of the processor says. */
+static __attribute__((noinline)) void model_dpbf16ps(int to, int a, int b) {
+    tile_model *sums = model_tile(to), *left = model_tile(a), *right = model_tile(b);
+    if (left->rows != sums->rows || right->row_bytes != sums->row_bytes || left->row_bytes != right->rows * 4) abort();
+    const unsigned int before = _mm_getcsr();
+    _mm_setcsr(0x9fc0);
+    for (int m = 0; m < sums->rows; m++)
+        for (int n = 0; n < sums->row_bytes / 4; n++) {
+            volatile float even = 0, odd = 0, sum;
+            for (int k = 0; k < left->row_bytes / 4; k++) {
+                even = __builtin_fmaf(model_bf16(left->bytes[m] + 4 * k), model_bf16(right->bytes[k] + 4 * n), even);
+                odd = __builtin_fmaf(model_bf16(left->bytes[m] + 4 * k + 2), model_bf16(right->bytes[k] + 4 * n + 2), odd);
+            }
+            memcpy((void *)&sum, sums->bytes[m] + 4 * n, 4);
+            even = even + odd;
+            sum = sum + even;
+            memcpy(sums->bytes[m] + 4 * n, (void *)&sum, 4);
+        }
+    _mm_setcsr(before);
+}
 
 #undef _tile_zero
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbsud
+#undef _tile_dpbf16ps
 #define _tile_loadconfig model_loadconfig
 #define _tile_release model_release
 #define _tile_zero model_zero
 #define _tile_loadd model_load
 #define _tile_stored model_store
 #define _tile_dpbsud model_dpbsud
+#define _tile_dpbf16ps model_dpbf16ps

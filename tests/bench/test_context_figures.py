@@ -49,6 +49,24 @@ def test_figures(artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert [p["tokens"] for p in found["prefill"]] == [20, 600]
     (decode,) = found["decode"]
     assert decode["kv_bytes"] > 0 and decode["weight_bytes"] > 0 and decode["ratio"] > 0
+    (step,) = found["last_step"]
+    assert step["context"] == step["tokens"] == 300
+    assert step["peak_bytes"] > step["grown_bytes"] >= 0 and step["plan_bytes"] > 0
     monkeypatch.setattr(sys, "argv", ["context.py", *words])
     context.main()
-    assert "times the floor's time" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "times the floor's time" in printed and "last 300 rows of     300" in printed
+
+
+def test_a_whole_prompt_is_estimated_from_steps() -> None:
+    """The cost of token t is 1 + t / 100: two steps that say so give the sum over all tokens."""
+    steps = [context.LastStep(n, 100, 100 + (n - 50), 0, 0, 0) for n in (100, 1000)]
+    assert context.estimated(steps, 900) == pytest.approx(sum(1 + max(t, 50) / 100 for t in range(900)))
+
+
+def test_memory_that_is_held_at_most() -> None:
+    context.forget_peak()
+    before = context.held("VmHWM")
+    assert before >= context.held() > 1 << 20
+    taken = np.ones(32 << 20, np.uint8)
+    assert context.held("VmHWM") >= before + taken.size // 2

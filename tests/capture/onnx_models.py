@@ -70,6 +70,39 @@ def export_torch(model: LlamaForCausalLM, folder: Path, dynamo: bool) -> Path:
     return path
 
 
+def export_whole_texts(
+    model: LlamaForCausalLM, folder: Path, dynamo: bool, masked: bool = True, last: bool = False
+) -> Path:
+    """`torch.onnx.export` of the plain forward, `use_cache=False`: no past, positions and mask made in the graph."""
+    import torch
+
+    class Forward(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any = None) -> Any:
+            kept: dict[str, int] = {"logits_to_keep": 1} if last else {}
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kept).logits
+
+    folder.mkdir(parents=True)
+    model.config.save_pretrained(folder)
+    inputs = (torch.zeros(BATCH, TOKENS, dtype=torch.int64), torch.ones(BATCH, TOKENS, dtype=torch.int64))
+    inputs, names = inputs[: 1 + masked], ["input_ids", "attention_mask"][: 1 + masked]
+    path = folder / "model.onnx"
+    named: dict[str, Any] = {"input_names": names, "output_names": ["logits"]}
+    with _quietly():
+        if dynamo:
+            free = torch.export.Dim.DYNAMIC
+            shapes = tuple({0: free, 1: free} for _ in names)
+            options = {"dynamic_shapes": shapes, "external_data": False, **named}
+            torch.onnx.export(Forward().eval(), inputs, path, dynamo=True, **options)
+        else:
+            axes = {name: {0: "batch", 1: "tokens"} for name in (*names, "logits")}
+            torch.onnx.export(Forward().eval(), inputs, path, dynamo=False, dynamic_axes=axes, **named)
+    return path
+
+
 def _step(model: LlamaForCausalLM) -> Any:
     import torch
     from transformers import DynamicCache
@@ -115,8 +148,8 @@ def export_plain(module: Any, config: Any, folder: Path) -> Path:
     return path
 
 
-def build_genai(model: LlamaForCausalLM, folder: Path, precision: str) -> Path:
-    """onnxruntime-genai's own builder: contrib ops, external data, genai_config.json."""
+def build_genai(model: LlamaForCausalLM, folder: Path, precision: str, options: tuple[str, ...] = ()) -> Path:
+    """onnxruntime-genai's own builder: contrib ops, external data, genai_config.json; options as `name=value`."""
     from onnxruntime_genai.models import builder
 
     source = folder / "source"
@@ -126,7 +159,7 @@ def build_genai(model: LlamaForCausalLM, folder: Path, precision: str) -> Path:
     made = folder / precision
     with _quietly():
         where = (None, str(source), str(made), precision, "cpu", str(folder / "cache"))
-        builder.create_model(*where, **builder.parse_extra_options(*where, []))
+        builder.create_model(*where, **builder.parse_extra_options(*where, list(options)))
     return made / "model.onnx"
 
 
@@ -156,7 +189,9 @@ def logits_of(path: Path, ids: list[int], layers: int, kv_heads: int, head_dim: 
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     given: dict[str, Any] = {
         "input_ids": np.array([ids], np.int64),
         "attention_mask": np.ones((1, len(ids)), np.int64),

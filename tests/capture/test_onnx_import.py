@@ -41,6 +41,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "genai": ("fp32", {"scaling": "llama3"}),
     "genai-tied": ("fp32", {"tied": True, "group": 1, "kv_heads": 3}),
     "genai-int4": ("int4", {}),
+    "genai-int4-zeros": ("int4", {"options": ("int4_is_symmetric=false",)}),
+    "genai-int8-zeros": ("int4", {"options": ("int4_is_symmetric=false", "int4_algo_config=k_quant_mixed")}),
 }
 
 
@@ -62,7 +64,8 @@ def imported(
         if kind in ("dynamo", "torchscript"):
             path = export_torch(make_llama(**options), folder / "model", dynamo=kind == "dynamo")
         else:
-            path = build_genai(make_llama(**options), folder, kind)
+            wanted = {key: value for key, value in options.items() if key != "options"}
+            path = build_genai(make_llama(**wanted), folder, kind, options.get("options", ()))
         return path, open_onnx(path)
 
     return take

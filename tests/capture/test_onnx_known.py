@@ -16,7 +16,6 @@ from llamac.ir.dims import evaluate, symbol
 from llamac.ir.dtypes import I32
 from llamac.models.llama.config import LlamaConfig, RopeScaling
 from llamac.models.llama.graph import inverse_frequencies
-from llamac.models.onnx_import.config_beside import _base, _frequencies
 from llamac.models.onnx_import.known import (
     NUMBERS,
     Known,
@@ -34,6 +33,7 @@ from llamac.models.onnx_import.known import (
     uniform,
 )
 from llamac.models.onnx_import.proto import TensorProto, read_tensor
+from llamac.models.onnx_import.rotary_base import base_of, frequencies_of_table
 from llamac.models.onnx_import.stored import small_values
 from llamac.models.onnx_import.wire import Message
 
@@ -145,6 +145,6 @@ def test_the_base_is_read_off_a_table_of_sines(tmp_path: Path, head_dim: int, th
     table = np.sin(np.arange(4096, dtype=np.float32)[:, None] * frequencies).astype("<f4")
     (tmp_path / "m.onnx").write_bytes(table.tobytes())
     stored = TensorProto("sin_cache", table.shape, 1, (0, table.nbytes))
-    found = _frequencies(stored, tmp_path / "m.onnx", config)
+    found = frequencies_of_table(stored, tmp_path / "m.onnx", config)
     assert np.abs(found / frequencies - 1).max() < 2e-7
-    assert _base(found) == theta
+    assert base_of(found) == theta

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llamac.errors import LlamacError
 from llamac.export.entry import export
+from llamac.ir.evaluator import WeightEvaluator
+from llamac.ir.graph import Weight
 from llamac.ir.interpreter import Interpreter
 from llamac.models.capture.captured import CapturedModel
 from llamac.models.graph import build_graph
 from llamac.models.onnx_import.entry import open_onnx
 from llamac.models.sources import open_source
-from llamac.passes.pipelines import plain_layers, raise_and_fuse
+from llamac.passes.pipelines import onnx_pipeline, parse_quantization, plain_layers, raise_and_fuse
 from llamac.transform.base import PassContext
 from llamac.transform.canonical import canonical_text
 from llamac.transform.pipeline import run_pipeline
@@ -32,7 +33,14 @@ FORMS: dict[str, tuple[str, str]] = {
     "genai": ("onnx-genai", "f32"),
     "genai-int8": ("onnx-genai", "int8"),
     "genai-int4": ("onnx-genai", "int4"),
+    "standard-int8": ("onnx", "int8"),
+    "standard-int4": ("onnx", "int4"),
+    "standard-int4-asym": ("onnx", "int4:asym"),
+    "genai-int4-asym": ("onnx-genai", "int4:asym"),
 }
+
+
+INTEGERS = [name for name in FORMS if "int" in name]
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +86,11 @@ def test_logits_come_back(
         assert error < bound
 
 
-@pytest.mark.parametrize("name", ["genai-int8", "genai-int4"])
+@pytest.mark.parametrize("name", INTEGERS)
 def test_integers_come_back_as_the_values_they_stand_for(
     exported: Callable[[str], CapturedModel], name: str, tmp_path: Path
 ) -> None:
     """Against the dequantized weights of the same scheme that the compiler itself makes."""
-    from llamac.passes.pipelines import onnx_pipeline, parse_quantization
-
     scheme = FORMS[name][1]
     source = open_source(SOURCE)
     module = build_graph(source.config, source.tensors)
@@ -99,7 +105,42 @@ def test_integers_come_back_as_the_values_they_stand_for(
     assert np.abs(logits - expected).max() / np.abs(expected).max() < 1e-5
 
 
-def test_logits_of_the_last_token_alone_are_refused(tmp_path: Path) -> None:
-    export(SOURCE, to="onnx-genai", output=tmp_path / "m", quantize="f32")
-    with pytest.raises(LlamacError, match=r"LLC0937 .*logits of the last token alone.*--option logits=all"):
-        open_onnx(tmp_path / "m" / "model.onnx")
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integers_come_back_bit_for_bit(exported: Callable[[str], CapturedModel], name: str) -> None:
+    """Quants, scales and minima of every matrix that the exported form holds as integers."""
+    source, model = open_source(SOURCE), exported(name)
+    module = build_graph(source.config, source.tensors)
+    scheme = parse_quantization(FORMS[name][1])
+    run_pipeline(module, onnx_pipeline(plain_layers(2), scheme), PassContext(source.read_rows))
+    wanted, found = WeightEvaluator(source.read_rows), WeightEvaluator(model.read_rows)
+    made = {weight.name.rpartition(".")[0]: weight for weight in module.weights.values() if parts_of(weight)}
+    same = [(made[w.name], w) for w in model.module.weights.values() if parts_of(w)]
+    assert len(same) >= 14
+    for before, after in same:
+        for a, b in zip(parts_of(before), parts_of(after), strict=True):
+            x, y = wanted.whole(a), found.whole(b)
+            np.testing.assert_array_equal(x.astype(np.float32), y.astype(np.float32), err_msg=after.name)
+        quants = (parts_of(before)[0].tensor.dtype, parts_of(after)[0].tensor.dtype)
+        assert quants[0] is quants[1] or not name.startswith("genai")
+
+
+def parts_of(weight: Weight) -> list[Weight]:
+    producer = weight.producer
+    if producer is None or producer.opcode != "dequantize":
+        return []
+    return [operand for operand in producer.operands if isinstance(operand, Weight)]
+
+
+@pytest.mark.parametrize(
+    ("form", "scheme"), [("onnx", "f32"), ("onnx", "int4:asym"), ("onnx-genai", "f32"), ("onnx-genai", "int4:asym")]
+)
+def test_a_graph_of_the_last_tokens_logits_gives_those_of_every_token(
+    interpreted: Callable[..., Any], tmp_path: Path, form: str, scheme: str
+) -> None:
+    found = {}
+    for logits in ("all", "last"):
+        export(SOURCE, to=form, output=tmp_path / logits, quantize=scheme, options={"logits": logits})
+        found[logits] = open_onnx(tmp_path / logits / "model.onnx")
+    np.testing.assert_array_equal(*(interpreted(model, IDS) for model in found.values()))
+    noted = [e["where"] for e in found["last"].checkpoint.ledger if e["what"] == "those of every token"]
+    assert noted == ["logits"]

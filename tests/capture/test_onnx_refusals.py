@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from llamac.errors import LlamacError
+from llamac.models.llama.graph import inverse_frequencies
 from llamac.models.onnx_import.entry import onnx_file, open_onnx
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install -e '.[test]'")
@@ -154,7 +155,7 @@ def test_a_tensor_whose_bytes_do_not_fit_its_shape_is_refused(changed: Callable[
     assert "124 bytes are stored, its shape [32] needs 128" in refusal(changed(change))
 
 
-def test_a_model_without_past_is_no_step(changed: Callable[..., Path]) -> None:
+def test_a_model_that_returns_no_keys_for_those_it_takes_is_no_step(changed: Callable[..., Path]) -> None:
     def change(model: Any) -> None:
         del model.graph.output[1:]
 
@@ -162,9 +163,28 @@ def test_a_model_without_past_is_no_step(changed: Callable[..., Path]) -> None:
     assert found.startswith("LLC0937 model.onnx: it takes 4 tensors of keys and values and returns 0")
 
 
-def test_a_model_alone_does_not_say_its_heads(tmp_path: Path) -> None:
-    shutil.copy(FOLDER / "model.onnx", tmp_path / "alone.onnx")
-    assert "neither config.json nor genai_config.json is beside it" in refusal(tmp_path / "alone.onnx")
+@pytest.mark.parametrize("change", [None, "epsilon"], ids=["plain", "epsilon"])
+def test_a_model_alone_says_its_config(tmp_path: Path, change: str | None) -> None:
+    """Every fact is in the ledger, and so is what no graph says."""
+    model = onnx.load(FOLDER / "model.onnx")
+    _set(_constants(model, 1e-5), 1e-6 if change else 1e-5)
+    onnx.save(model, tmp_path / "alone.onnx")
+    config, expected = open_onnx(tmp_path / "alone.onnx").config, open_onnx(FOLDER / "model.onnx").config
+    same = ("hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim", "vocab_size", "tied_head")
+    assert [getattr(config, name) for name in same] == [getattr(expected, name) for name in same]
+    np.testing.assert_allclose(inverse_frequencies(config), inverse_frequencies(expected), rtol=1e-6)
+    assert config.rms_norm_eps == pytest.approx(1e-6 if change else 1e-5)
+    ledger = open_onnx(tmp_path / "alone.onnx").checkpoint.ledger
+    said = {entry["where"] for entry in ledger}
+    assert {f"config {name}" for name in (*same[:-1], "rope_theta", "rope_scaling", "context_length")} <= said
+    assert {"stop ids", "tokenizer"} <= said
+
+
+def test_a_model_alone_whose_products_are_not_those_of_layers_is_refused(tmp_path: Path) -> None:
+    model = onnx.load(FOLDER / "model.onnx")
+    del model.graph.node[-1]
+    onnx.save(model, tmp_path / "alone.onnx")
+    assert "products with weights, and no config.json says how many layers" in refusal(tmp_path / "alone.onnx")
 
 
 def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -264,24 +284,95 @@ def test_frequencies_that_the_config_does_not_give_are_those_of_the_graph(change
     assert any("rotary frequencies as the graph has them" in e["what"] for e in model.checkpoint.ledger)
 
 
-def test_zero_points_of_packed_weights_are_refused(tmp_path: Path) -> None:
-    """Asymmetric 4-bit integers have no place yet: the message says how to build the model otherwise."""
-    tensors = {
-        "q": np.zeros((64, 1, 16), np.uint8), "s": np.ones((64, 1), np.float32), "z": np.zeros((64, 1), np.uint8),
-    }  # fmt: skip
-    node = helper.make_node(
-        "MatMulNBits", ["x", *tensors], ["logits"], "head", domain="com.microsoft", K=32, N=64, bits=4, block_size=32
-    )
-    shutil.copytree(FOLDER, tmp_path / "m")
-    model = onnx.load(FOLDER / "model.onnx")
-    last = model.graph.node[-1]
-    assert list(last.output) == ["logits"]
-    node.input[0] = last.input[0]
-    del model.graph.node[-1]
-    model.graph.node.append(node)
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in tensors.items())
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    onnx.save(model, tmp_path / "m" / "model.onnx")
-    assert "LLC0935 head: com.microsoft.MatMulNBits (opset 1 of com.microsoft): zero points" in refusal(
-        tmp_path / "m" / "model.onnx"
-    )
+def _with_bits(tensors: dict[str, Any], **attributes: int) -> Callable[[Any], None]:
+    """The head as MatMulNBits of 64 outputs and 32 inputs."""
+
+    def change(model: Any) -> None:
+        sizes = {"K": 32, "N": 64, "bits": 4, "block_size": 32} | attributes
+        last = model.graph.node[-1]
+        node = helper.make_node(
+            "MatMulNBits", [last.input[0], *tensors], ["logits"], "head", domain="com.microsoft", **sizes
+        )
+        del model.graph.node[-1]
+        model.graph.node.append(node)
+        model.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in tensors.items())
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+    return change
+
+
+_BITS = {"q": np.zeros((64, 1, 16), np.uint8), "s": np.ones((64, 1), np.float32), "z": np.zeros((64, 1), np.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "attributes", "reason"),
+    [
+        (_BITS | {"q": np.zeros((64, 1, 15), np.uint8)}, {}, "LLC0936 q: 960 stored integers for 64 x 32"),
+        (_BITS | {"s": np.ones((63, 1), np.float32)}, {}, "63 scales or zero points for 64 rows of 1 groups"),
+        (_BITS | {"z": np.zeros((63, 1), np.uint8)}, {}, "LLC0936 z: 63 stored integers for 64 x 2"),
+        (_BITS | {"z": np.zeros((64, 3), np.float32)}, {}, "192 scales or zero points for 64 rows of 1 groups"),
+        (_BITS | {"s": np.ones((64, 1), np.int64)}, {}, "no stored scales or zero points"),
+        (_BITS, {"block_size": 24}, "4 bits in blocks of 24"),
+        (_BITS, {"bits": 2}, "2 bits in blocks of 32"),
+        (_BITS, {"N": -64}, "-64 x 32"),
+        (_BITS, {"K": 1 << 40}, "stored integers for 64 x 1099511627776"),
+        (_BITS | {"order": np.zeros(32, np.int32)}, {}, "an order of groups, or a bias"),
+    ],
+)
+def test_integers_that_do_not_fit_are_refused(
+    changed: Callable[..., Path], tensors: dict[str, Any], attributes: dict[str, int], reason: str
+) -> None:
+    assert reason in refusal(changed(_with_bits(tensors, **attributes)))
+
+
+def _with_scaled(scale: Any, quants: Any, **attributes: int) -> Callable[[Any], None]:
+    """The head as DequantizeLinear of a matrix [32, 64]."""
+
+    def change(model: Any) -> None:
+        arrays = {"head.q": quants, "head.s": scale}
+        model.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in arrays.items())
+        node = helper.make_node("DequantizeLinear", list(arrays), ["head.w"], "head.dq", **attributes)
+        model.graph.node[-1].input[1] = "head.w"
+        model.graph.node.insert(len(model.graph.node) - 1, node)
+
+    return change
+
+
+_SCALED = np.zeros((32, 64), np.int8)
+
+
+@pytest.mark.parametrize(
+    ("scale", "quants", "attributes", "reason"),
+    [
+        (np.ones(32, np.float32), _SCALED, {"axis": 1}, "scales or zero points of shape [32], expected [64]"),
+        (np.ones(32, np.float32), _SCALED, {"axis": 0}, "minima of shape [1, 32] for 64 rows of 1 groups"),
+        (np.ones((2, 64), np.float32), _SCALED, {"axis": 0, "block_size": 8}, "shape [2, 64], expected [4, 64]"),
+        (np.ones((4, 64), np.float32), _SCALED, {"axis": 0, "block_size": 8}, "groups of 8, and kernels have those of"),
+        (np.ones((4, 64), np.float32), _SCALED, {"axis": 0, "block_size": -8}, "block_size -8"),
+        (np.ones(64, np.float32), _SCALED, {"axis": 7}, "axis 7 of a tensor of rank 2"),
+        (np.ones(64, np.float32), np.zeros((1, 32, 64), np.int8), {"axis": 1}, "a tensor of shape [1, 32, 64]"),
+        (np.ones(64, np.float32), np.zeros((32, 64), np.int32), {"axis": 1}, "it does not read stored integers"),
+    ],
+)
+def test_scales_that_do_not_fit_are_refused(
+    changed: Callable[..., Path], scale: Any, quants: Any, attributes: dict[str, int], reason: str
+) -> None:
+    found = refusal(changed(_with_scaled(scale, quants, **attributes)))
+    assert reason in found and found.startswith("LLC0935 ")
+
+
+def test_activations_that_are_rounded_by_fixed_scales_are_refused(changed: Callable[..., Path]) -> None:
+    def change(model: Any) -> None:
+        last = model.graph.node[-1]
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.1), "a.s"))
+        made = [
+            helper.make_node("QuantizeLinear", [last.input[0], "a.s"], ["a.q"], "a.round"),
+            helper.make_node("DequantizeLinear", ["a.q", "a.s"], ["a.dq"], "a.back"),
+        ]
+        last.input[0] = "a.dq"
+        for node in made:
+            model.graph.node.insert(len(model.graph.node) - 1, node)
+
+    found = refusal(changed(change))
+    assert found.startswith("LLC0935 a.round: QuantizeLinear (opset 18): activations that are rounded by fixed scales")
+    assert found.endswith("quantize the weights alone")

@@ -77,7 +77,8 @@ def test_the_null_target_counts_and_writes_nothing(capsys: Capture) -> None:
     assert code == 0
     # One decode step reads every bf16 weight once: 1.236 billion parameters and nothing else.
     assert found["decode"]["weight_bytes"] == pytest.approx(2 * 1_235_814_400, rel=2e-3)
-    linear = sum(found["prefill"]["by_op"][name]["flops"] for name in ("linear_dense", "gated_linear_dense"))
+    products = ("linear_dense", "gated_linear_dense", "qkv_dense")
+    linear = sum(found["prefill"]["by_op"][name]["flops"] for name in products)
     blocks = 16 * (2048 * (2048 + 2 * 512) + 2048 * 2048 + 3 * 2048 * 8192)
     assert linear == 2 * (512 * blocks + 128256 * 2048)
 

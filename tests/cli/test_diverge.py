@@ -43,7 +43,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_equal_artifacts_do_not_diverge(capsys: Capture, sound: Path) -> None:
     code, found = _diverge(capsys, sound, sound, "--ids", IDS)
     assert (code, found["agrees"], found["first"], found["first_bit"]) == (0, True, None, None)
-    assert len(found["rows"]) == 22 and all(row["absolute"] == 0 for row in found["rows"])
+    assert len(found["rows"]) == 20 and all(row["absolute"] == 0 for row in found["rows"])
     assert found["unmatched"] == [] and found["faithful"] is True
 
 
@@ -82,7 +82,7 @@ def test_a_tampered_artifact_and_its_source(capsys: Capture, sound: Path, tamper
 def test_two_quantizations_compare_value_by_value(capsys: Capture, sound: Path, quantized: Path) -> None:
     found = _diverge(capsys, sound, quantized, "--ids", IDS)[1]
     assert found["tolerance"] == 2e-2
-    assert {"linear attn.qkv", "attend", "swiglu mlp.gate_up"} <= {row["op"] for row in found["rows"]}
+    assert {"rope_append attn.qkv q", "attend", "swiglu mlp.gate_up"} <= {row["op"] for row in found["rows"]}
     assert {text.split(":")[0] for text in found["unmatched"]} <= {
         "layers.0.attn quantize_rows",
         "layers.1.attn quantize_rows",
@@ -152,3 +152,27 @@ def test_the_ir_in_the_file_is_checked_against_the_manifest(sound: Path, tmp_pat
         opened.manifest["memory"]["arena_bytes"] //= 2
         with pytest.raises(LlamacError, match=r"LLC0711.*outside the arena"):
             record_artifact(opened, [1], tmp_path)
+
+
+@pytest.mark.slow
+def test_devices_of_one_artifact_are_compared(capsys: Capture, tmp_path: Path) -> None:
+    """llamac's own code against ONNX Runtime and TVM by their logits, and against TVM op by op."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[test]'")
+    pytest.importorskip("tvm", reason="TVM is not installed: pip install 'llamac[tvm]'")
+    path = compile_tiny(tmp_path / "three.llamac", target=["x86-64-v3", "tvm:llvm", "onnxruntime"])
+    for words in (("onnxruntime",), ("tvm:llvm",), ("onnxruntime", "--device", "tvm:llvm")):
+        code, found = _diverge(capsys, path, *words, "--ids", IDS)
+        (row,) = found["rows"]
+        assert (code, row["where"], found["tolerance"]) == (0, "logits", 1e-3)
+        assert 0 < row["relative"] < 1e-3
+    code, found = _diverge(capsys, path, "tvm", "--ids", IDS)
+    assert (code, found["forced"]) == (0, True)
+    assert len(found["rows"]) > 15
+
+
+def test_a_device_without_code_is_refused(capsys: Capture, sound: Path) -> None:
+    for words in (("onnxruntime",), (sound, "--device", "tvm:llvm")):
+        assert main(["diverge", str(sound), *map(str, words), "--ids", IDS]) == 2
+        assert "the file has no code for it. Next: it has " in capsys.readouterr().err
+    assert main(["diverge", str(sound), "interpreter", "--device", "cpu", "--ids", IDS]) == 2
+    assert "LLC0101 --device: goes with a target or a file as B" in capsys.readouterr().err

@@ -127,8 +127,8 @@ def test_one_layer_is_drawn(data: dict[str, Any]) -> None:
     first, last = data["steps"][0]["graph"], next(s["graph"] for s in data["steps"][::-1] if s["graph"])
     labels = [node["label"] for node in last["nodes"]]
     assert (
-        labels.count("linear_grouped") == 3
-        and {"attend", "gated_linear_grouped"} <= set(labels)
+        labels.count("linear_grouped") == 2
+        and {"attend", "gated_linear_grouped", "qkv_grouped"} <= set(labels)
         and "%hidden" in labels
     )
     assert last["title"] == "@layer, called for 2 layers"

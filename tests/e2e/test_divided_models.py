@@ -206,7 +206,11 @@ def test_refused(divided: Callable[[str], Divided], tmp_path: Path, targets: lis
 
 
 def test_other_targets_later(divided: Callable[[str], Divided], tmp_path: Path) -> None:
-    """The file holds the IR of the first rank only."""
+    """Code for another CPU beside the weights of the ranks; not of another division."""
+    case = divided("f32")
+    retarget(case.paths[2], "x86-64-v3:2", output=tmp_path / "m.llamac")
+    with case.load(2) as one, llamac.load(tmp_path / "m.llamac", threads=2, context=512, sequences=3) as other:
+        assert relative_error(other.session.all_logits(IDS), one.session.all_logits(IDS)) < F32_BOUND
     with pytest.raises(LlamacError) as found:
-        retarget(divided("f32").paths[2], "x86-64-v3:2", output=tmp_path / "m.llamac")
-    assert found.value.code == "LLC0614" and "divided" in found.value.reason
+        retarget(case.paths[2], "x86-64-v3", output=tmp_path / "n.llamac")
+    assert found.value.code == "LLC0617" and not (tmp_path / "n.llamac").exists()

@@ -76,6 +76,7 @@ def test_the_manifest_plans_the_scales(tiny: tuple[Path, Any]) -> None:
     assert memory["caches"][0]["page_bytes"] == 2 * SHAPE.layers * SHAPE.kv_heads * 256 * (SHAPE.head_dim + 2)
 
 
+@pytest.mark.slow
 def test_smollm2_stays_near_its_f16_cache(make_once: Callable[..., Path]) -> None:
     smollm2_file()
     found = {}

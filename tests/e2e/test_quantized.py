@@ -272,6 +272,7 @@ def test_gguf_rope_divisors(tmp_path: Path, tied: bool) -> None:
     _check_against(tiny.reference, _code_logits(tiny.path, "keep", tmp_path), TOLERANCE_F32)
 
 
+@pytest.mark.slow
 def test_gguf_bytes_do_not_depend_on_memory(tiny_gguf: Any, tmp_path: Path) -> None:
     """Rows of q and k are reordered inside heads of 64: blocks of rows must not cut what belongs together."""
     tiny = tiny_gguf("Q4_K")

@@ -47,12 +47,18 @@ pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 SHAPE = TinyShape(group=3, head_dim=16, dtype="f32", width=72, inner=100, vocab=131, context=512)
+WIDE_HEADS = TinyShape(group=3, head_dim=64, dtype="f32", width=96, inner=100, vocab=131, context=512)
+"""Heads of several panels, which threads cut into pieces where the cache is one of floats."""
 UNDEFINED = ("-fsanitize=undefined", "-fsanitize-trap=undefined")
 ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-shared-libsan", "-g1", "-O1")
 
 
 def _llama(folder: Path) -> None:
     save_checkpoint(make_reference(SHAPE), SHAPE, folder)
+
+
+def _wide_heads(folder: Path) -> None:
+    save_checkpoint(make_reference(WIDE_HEADS), WIDE_HEADS, folder)
 
 
 def _llama4(folder: Path) -> None:
@@ -66,7 +72,10 @@ def _gguf(kind: Type) -> Callable[[Path], None]:
 
 SOURCES: dict[str, Callable[[Path], Any]] = {
     "llama": _llama,
+    "llama wide heads": _wide_heads,
+    "llama int8 cache": _wide_heads,
     "llama4": _llama4,
+    "llama4 int8 cache": _llama4,
     "Q4_K.gguf": _gguf(Type.Q4_K),
     "Q6_K.gguf": _gguf(Type.Q6_K),
     "llama4 pictures": make_llama4,
@@ -74,7 +83,10 @@ SOURCES: dict[str, Callable[[Path], Any]] = {
 }
 CASES = [
     *(("llama", scheme) for scheme in ("f32", "f16", "bf16", "fp8", "int8", "int4", "int4:g128:asym")),
+    *(("llama wide heads", scheme) for scheme in ("bf16", "int4")),
+    *(("llama int8 cache", scheme) for scheme in ("bf16", "int4")),
     *(("llama4", scheme) for scheme in ("f32", "int4")),
+    ("llama4 int8 cache", "int4"),
     *((kind, "keep") for kind in ("Q4_K.gguf", "Q6_K.gguf")),
     *((kind, scheme) for kind in ("llama4 pictures", "mllama pictures") for scheme in ("f32", "int4")),
 ]
@@ -126,6 +138,7 @@ def _watched(kind: str, scheme: str, folder: Path) -> Watched:
     SOURCES[kind](source)
     pictures = "pictures" in kind
     options = {"quantize": scheme, "max_step_tokens": 64, "context": 512, "validate": False, "tokenizer": pictures}
+    options |= {"kv": "int8"} if "int8 cache" in kind else {}
     with spread_memory() as gaps:
         llamac.compile(source, target=TARGETS, output=folder / "m.llamac", **options)
     made = Watched(folder / "m.llamac", gaps, pictures)

@@ -86,7 +86,7 @@ def enlarge(model: Any, seed: int) -> None:
 SHAPE4 = Tiny4(chunk=24, vocab=VOCABULARY, hidden=64, layers=4)
 
 
-def make_llama4(folder: Path) -> Any:
+def make_llama4(folder: Path, shape: Tiny4 = SHAPE4) -> Any:
     """A Llama 4 of four layers with an encoder of two, saved to `folder`; returns transformers' model."""
     import torch
     import transformers
@@ -106,7 +106,7 @@ def make_llama4(folder: Path) -> Any:
     }
     config = transformers.Llama4Config(
         vision_config=vision,
-        text_config=SHAPE4.transformers_config(),
+        text_config=shape.transformers_config(),
         image_token_index=IDS4["<|patch|>"],
         boi_token_index=IDS4["<|image_start|>"],
         eoi_token_index=IDS4["<|image_end|>"],
@@ -216,7 +216,7 @@ def mllama_logits(model: Any, prompt: PicturePrompt) -> Floats:
     if not prompt.images:
         with torch.no_grad():
             return np.asarray(model(input_ids=torch.tensor([prompt.ids])).logits[0].float().numpy())
-    seen = _seen(prompt)
+    seen = seen_pictures(prompt)
     pixels = np.stack([encoder_input(image.picture.tiles, 4) for image in prompt.images])
     tiles = np.array([image.picture.tiles.tiles for image in prompt.images])
     real = np.arange(4) < tiles[:, None]
@@ -241,7 +241,7 @@ def mllama_logits(model: Any, prompt: PicturePrompt) -> Floats:
     return np.asarray(found.logits[0].float().numpy())
 
 
-def _seen(prompt: PicturePrompt) -> NDArray[np.bool_]:
+def seen_pictures(prompt: PicturePrompt) -> NDArray[np.bool_]:
     """Which pictures each position sees: the last at or before it, with those that stand directly before that one."""
     seen = np.zeros((len(prompt.ids), len(prompt.images)), bool)
     for t in range(len(prompt.ids)):

@@ -19,6 +19,7 @@ from tiny_llama import TinyShape, make_reference, reference_logits, relative_err
 from tiny_llama4 import Tiny4, make_model, save_model
 from tiny_pictures import make_llama4, make_mllama
 
+from llamac.driver import compile_graph
 from llamac.errors import LlamacError
 from llamac.export.entry import export
 from llamac.export.model_weights import ModelWeights
@@ -26,6 +27,8 @@ from llamac.export.transformers_check import load_folder, text_logits
 from llamac.ir.evaluator import WeightEvaluator
 from llamac.models.checkpoint import Checkpoint
 from llamac.models.sources import open_source
+from llamac.passes.pipelines import parse_quantization
+from llamac.transform.base import LedgerEntry
 
 SCHEMES = ["fp8", "int8", "int4", "int4:g64", "int4:g128", "int4:asym", "int4:g128:asym"]
 SHAPE = TinyShape(group=2, head_dim=64, width=128, inner=256, scaled=False)
@@ -189,6 +192,24 @@ def test_scales_of_the_cache_are_kept(names: tuple[str, str], source: Path, tmp_
         "strategy": "tensor",
         "dynamic": False,
     }
+
+
+@pytest.mark.parametrize("names", [("k_scale", "v_scale"), ("k_proj.k_scale", "v_proj.v_scale")])
+def test_scales_of_the_cache_reach_a_gpu(names: tuple[str, str], source: Path, tmp_path: Path) -> None:
+    """As weights of each layer, once a head; the ledger says whose they are, and no longer that they are ignored."""
+    checkpoint = open_source(with_cache_scales(source, tmp_path / "m", names))
+    ledger = [LedgerEntry(**entry) for entry in checkpoint.ledger]
+    assert sum(entry.kind == "ignored" for entry in ledger) == 2 * SHAPE.layers
+    keep = parse_quantization("keep")
+    module = compile_graph(checkpoint, keep, "fp8", 8, None, ledger, kind="gpu").module
+    heads = checkpoint.config.kv_heads
+    for layer in range(SHAPE.layers):
+        found = WeightEvaluator(checkpoint.read_rows).whole(module.weights[f"layers.{layer}.attn.kv_scales"])
+        assert found.tolist() == [0.25 + layer] * heads + [0.375 + layer] * heads
+    assert not any(entry.kind == "ignored" for entry in ledger)
+    assert any("checkpoint's own scales" in entry.reason for entry in ledger)
+    compile_graph(open_source(source), keep, "fp8", 8, None, ledger, kind="gpu")
+    assert any("brings no scales" in entry.reason for entry in ledger)
 
 
 def test_scales_that_are_not_there(source: Path, tmp_path: Path) -> None:

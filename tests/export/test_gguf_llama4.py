@@ -126,7 +126,7 @@ def test_the_constants_are_those_of_the_reader() -> None:
         assert config.attention == AttentionPattern(tuple(range(3, 48, 4)), 8192, "scout" in name, 8192.0, 0.1)
 
 
-def test_the_image_encoder_is_left_out_and_said_to_be(tmp_path: Path) -> None:
+def test_one_file_has_no_image_encoder_and_it_is_said(tmp_path: Path) -> None:
     config = replace(Tiny4(chunk=8192, floor=8192).config(), vision=preset("llama-4-scout").vision)
     checkpoint = random_checkpoint(replace(config, vision=None), 0)
     checkpoint = replace(checkpoint, config=config)

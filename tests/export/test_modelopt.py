@@ -14,7 +14,6 @@ import torch
 from interpreted import captured_logits, kernel_graph
 from safetensors.torch import load_file, save_file
 from tiny_llama import TinyShape, make_reference, reference_logits, relative_error, save_checkpoint, some_ids
-from tiny_llama4 import Tiny4, make_model, save_model
 from tiny_pictures import make_mllama
 
 from llamac.certificate import certify
@@ -162,13 +161,6 @@ def test_images_are_left_out(tmp_path: Path) -> None:
     export(tmp_path / "m", to="modelopt", output=tmp_path / "out", check=True)
     excluded = settings_of(tmp_path / "out")["quantization"]["exclude_modules"]
     assert excluded == ["*lm_head", "*vision_model*", "*multi_modal_projector*"]
-
-
-def test_experts_are_refused(tmp_path: Path) -> None:
-    shape = Tiny4()
-    save_model(make_model(shape), shape, tmp_path / "m")
-    with pytest.raises(LlamacError, match=r"LLC0951 layers\.N\.moe: .*compressed-tensors, which holds every expert"):
-        export(tmp_path / "m", to="modelopt", output=tmp_path / "out")
 
 
 def test_what_tensorrt_llm_has_no_form_for(source: Path, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,6 +113,7 @@ def test_genai_with_a_batch_of_several_lengths(logits: str, folder: Path, tmp_pa
         assert generator.get_sequence(index)[9:].tolist() == alone.greedy(prompt, 5)
 
 
+@pytest.mark.slow
 def test_smollm2_writes_the_golden_text(tmp_path: Path) -> None:
     """onnxruntime-genai on the exported folder against transformers in fp32, by ids and by text."""
     source = embedded_model()
@@ -222,19 +225,40 @@ def test_a_model_without_an_end_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_text_side_of_llama4_with_pictures(tmp_path: Path) -> None:
-    """Its pictures are left out, which the ledger says and --strict refuses."""
+    """onnxruntime-genai has no place for its pictures, which the ledger says and --strict refuses."""
     make_llama4(tmp_path / "source")
-    result = export(tmp_path / "source", to="onnx", output=tmp_path / "out", check=True)
+    result = export(tmp_path / "source", to="onnx-genai", output=tmp_path / "out")
     assert ("absent", "pictures") in {(entry.kind, entry.where) for entry in result.ledger}
     with pytest.raises(LlamacError, match="LLC0105 pictures"):
-        export(tmp_path / "source", to="onnx", output=tmp_path / "strict", strict=True)
+        export(tmp_path / "source", to="onnx-genai", output=tmp_path / "strict", strict=True)
 
 
-def test_cross_attention_to_pictures_is_refused(tmp_path: Path) -> None:
+def test_cross_attention_to_pictures_has_no_form_in_genai(tmp_path: Path) -> None:
     make_mllama(tmp_path / "source")
-    for form in FORMS:
-        with pytest.raises(LlamacError, match=r"LLC0932 layers\.\d+"):
-            export(tmp_path / "source", to=form, output=tmp_path / "out")
+    with pytest.raises(LlamacError, match=r"LLC0932 layers\.\d+.*--to onnx"):
+        export(tmp_path / "source", to="onnx-genai", output=tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["keep", "bf16", "int8", "int4:asym"])
+@pytest.mark.parametrize("make", [make_llama4, make_mllama])
+def test_a_checked_export_of_a_model_that_sees(make: Callable[[Path], object], scheme: str, tmp_path: Path) -> None:
+    """Three graphs, each checked, and logits with a picture; nothing left out."""
+    make(tmp_path / "source")
+    result = export(tmp_path / "source", to="onnx", output=tmp_path / "out", quantize=scheme, check=True, strict=True)
+    expected = ["onnx.checker", "weights"] * 3 + ["logits with a picture", "probabilities with a picture"]
+    assert names_of(result) == expected
+    kept = {entry.where for entry in result.ledger if entry.kind == "kept"}
+    assert ("vision" in kept) == ("int" in scheme)
+
+
+def test_a_wrong_encoder_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llamac.backends.onnx import encoder_rules
+
+    monkeypatch.setattr(encoder_rules, "math", SimpleNamespace(sqrt=lambda x: 1.5))
+    make_llama4(tmp_path / "source")
+    with pytest.raises(LlamacError, match="LLC0921 logits with a picture"):
+        export(tmp_path / "source", to="onnx", output=tmp_path / "out", check=True)
 
 
 def test_no_torch_is_needed(folder: Path, tmp_path: Path) -> None:

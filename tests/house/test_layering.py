@@ -59,15 +59,17 @@ DRIVER_FILES = {
     "manifest_entries",
     "image_side",
     "gpu_side",
+    "fp8_side",
     "assemble",
     "generated_code",
     "retarget",
+    "retarget_guests",
     "stored_graphs",
     "repack",
     "onnx_side",
     "tvm_side",
 }
-DIVERGENCE_FILES = {"divergence", "recording", "traced_build", "weight_values", "second_run"}
+DIVERGENCE_FILES = {"divergence", "device_logits", "recording", "traced_build", "weight_values", "second_run"}
 
 LIBRARIES: dict[str, frozenset[str]] = {
     "ir": frozenset({"numpy", "ml_dtypes"}),

@@ -362,7 +362,10 @@ def test_every_op_has_a_meaning_tested_somewhere() -> None:
     evaluator |= {"scale_weight", "scale_columns"}
     evaluator |= {"row_quants", "dequantize", "pack", "linear_dense", "linear_grouped", "embed_rows"}
     evaluator |= {"head_dense", "head_grouped", "gated_linear_dense", "gated_linear_grouped"}
+    evaluator |= {"qkv_dense", "qkv_grouped"}  # test_qkv_meaning.py
     evaluator |= {"pack_rows", *FORMS}
     evaluator |= {"all_reduce", "all_gather", "part"}  # test_rank_meaning.py
+    rows = {"layer_norm_rows", "rope_image_rows", "attend_image_rows", "attend_vision_rows"}
+    evaluator |= rows | {"cache_scales"}  # test_picture_kernel_meaning.py
     assert set(all_ops()) == here | routing | packed | evaluator | pictures | encoders | {"call"}
     assert I8 in DTYPES.values() and symbol("T")

@@ -36,6 +36,21 @@ QKV, PAGES = tensor(3, 24, F32), tensor(2, 2048, F32)
 HEADS: dict[str, Attribute] = {"heads": 2, "head_dim": 4}
 VIEW: dict[str, Attribute] = {"offset": 0, "shape": (2, 4), "strides": (4, 1)}
 PLACES: dict[str, Attribute] = {"tiles": 2, "complement": False}
+ANGLES = [tensor(3, 2, F32)] * 2
+NORM_ROWS: dict[str, Attribute] = {"eps": 1e-5, "dtype": F16}
+IMAGE_HEADS: dict[str, Attribute] = {**HEADS, "dtype": F16}
+IMAGE_ATTENTION: dict[str, Attribute] = {**IMAGE_HEADS, "scale": 0.5, "tokens": 2, "padded": 3}
+VISION_ROWS: dict[str, Attribute] = {"layer": 1, "heads": 4, "scale": 0.5, "eps": 1e-5, "dtype": F16}
+
+
+def _seen(**changed: Type) -> list[Type]:
+    """The operands of attend_vision_rows, which fit VISION_ROWS but for those that are given."""
+    fitting: dict[str, Type] = {
+        "q": tensor(T, 16, F32), "norm": tensor(4, F32), "cache": VISION, "start": ROWS[0], "stop": ROWS[0],
+        "sequences": ROWS[0], "tables": ROWS[2], "gate": tensor(1, F32),
+    }  # fmt: skip
+    return list({**fitting, **changed}.values())
+
 
 REFUSED: list[tuple[str, list[Type], dict[str, Attribute], str]] = [
     ("add", [X], {}, "takes operands (a, b), got 1"),
@@ -307,6 +322,9 @@ REFUSED: list[tuple[str, list[Type], dict[str, Attribute], str]] = [
         "must have shape [T, 1]",
     ),
     ("append", [CACHE, tensor(T, 32, F32), *ROWS], {"layer": 2, "heads": 4}, "layer 2 is outside"),
+    ("append", [CACHE, tensor(T, 32, F32), *ROWS, tensor(2, F32)], {"layer": 0, "heads": 4}, "must hold f32 scales"),
+    ("cache_scales", [], {"key": 0.0, "value": 1.0, "heads": 2}, "must be positive numbers, not 0.0"),
+    ("cache_scales", [], {"key": 1.0, "value": 1.0, "heads": 0}, "must be positive"),
     ("append", [CACHE, tensor(T, 30, F32), *ROWS], {"layer": 0, "heads": 4}, "does not hold 4 q, 2 k"),
     ("append", [CACHE, tensor(T, 32, F32), ROWS[0], TABLE, ROWS[2]], {"layer": 0, "heads": 4}, "must be i32"),
     ("append", [X, tensor(T, 32, F32), *ROWS], {"layer": 0, "heads": 4}, "must be a kv_cache"),
@@ -441,6 +459,51 @@ REFUSED: list[tuple[str, list[Type], dict[str, Attribute], str]] = [
     ("append_tokens", [VISION, tensor(T, 16, F32), ROWS[0], ROWS[2]], {"layer": 2}, "layer 2 is outside"),
     ("append_tokens", [VISION, tensor(T, 16, F32), ROWS[2], ROWS[2]], {"layer": 0}, "positions"),
     ("columns_to_parts", [tensor(2, 7, F32)], {"first": 2, "parts": 3}, "are not those of 3 parts"),
+    ("layer_norm_rows", [X, tensor(8, F32), tensor(7, F32)], NORM_ROWS, "fit weight tensor<8 x f32> and bias tensor<7"),
+    (
+        "layer_norm_rows",
+        [tensor(T, 8, F16), *[tensor(8, F32)] * 2],
+        NORM_ROWS,
+        "x tensor<T x 8 x f16> must be f32 rows",
+    ),
+    ("layer_norm_rows", [X, tensor(8, I8), tensor(8, F32)], NORM_ROWS, "fit weight tensor<8 x i8>"),
+    ("layer_norm_rows", [X, *[tensor(8, F32)] * 2], {**NORM_ROWS, "dtype": E4M3FN}, "can have, not e4m3fn"),
+    ("layer_norm_rows", [X, *[tensor(8, F32)] * 2], {**NORM_ROWS, "dtype": I32}, "must be a float that activations"),
+    ("rope_image_rows", [QKV, *ANGLES[1:], tensor(3, 1, F32)], IMAGE_HEADS, "must be tensor<3 x 2 x f32>"),
+    ("rope_image_rows", [QKV, tensor(3, 2, F16), *ANGLES[1:]], IMAGE_HEADS, "cos tensor<3 x 2 x f16> and sin"),
+    ("rope_image_rows", [tensor(3, 23, F32), *ANGLES], IMAGE_HEADS, "does not hold q, k and v of 2 heads of 4 each"),
+    ("rope_image_rows", [tensor(T, 24, F32), *ANGLES], IMAGE_HEADS, "tensor<T x 24 x f32> does not hold q, k and v"),
+    (
+        "rope_image_rows",
+        [tensor(3, 18, F32), *[tensor(3, 1, F32)] * 2],
+        {**IMAGE_HEADS, "head_dim": 3},
+        "must be tensor<3 x 1 x f32>",
+    ),
+    ("rope_image_rows", [QKV, *ANGLES], {**IMAGE_HEADS, "dtype": E4M3FN}, "can have, not e4m3fn"),
+    ("attend_image_rows", [tensor(3, 24, I32)], IMAGE_ATTENTION, "tensor<3 x 24 x i32> does not hold q, k and v"),
+    ("attend_image_rows", [QKV], {**IMAGE_ATTENTION, "heads": 0}, "attribute 'heads' must be positive"),
+    ("attend_image_rows", [QKV, tensor(2, I32)], IMAGE_ATTENTION, "are not i32, one for each 3 of 3 rows"),
+    ("attend_image_rows", [QKV, tensor(1, F32)], IMAGE_ATTENTION, "slots tensor<1 x f32> are not i32"),
+    ("attend_image_rows", [QKV, tensor(1, I32)], {**IMAGE_ATTENTION, "padded": 2}, "one for each 2 of 3 rows"),
+    ("attend_image_rows", [QKV, tensor(1, I32)], {**IMAGE_HEADS, "scale": 0.5}, "slots need the attributes 'tokens'"),
+    ("attend_image_rows", [QKV, tensor(1, I32)], {**IMAGE_ATTENTION, "tokens": 4}, "3 rows do not hold 4 tokens each"),
+    ("attend_image_rows", [QKV], {**IMAGE_ATTENTION, "dtype": I8}, "can have, not i8"),
+    ("attend_vision_rows", _seen(cache=CACHE), VISION_ROWS, "which holds vision tokens"),
+    ("attend_vision_rows", _seen(q=X), VISION_ROWS, "does not hold 4 heads for kv_cache"),
+    ("attend_vision_rows", _seen(), {**VISION_ROWS, "heads": 3}, "3 query heads do not share 2 kv heads evenly"),
+    ("attend_vision_rows", _seen(), {**VISION_ROWS, "layer": 2}, "layer 2 is outside"),
+    ("attend_vision_rows", _seen(norm=tensor(5, F32)), VISION_ROWS, "norm tensor<5 x f32> and gate tensor<1 x f32>"),
+    ("attend_vision_rows", _seen(gate=tensor(2, F32)), VISION_ROWS, "a head's width of them and one"),
+    ("attend_vision_rows", _seen(start=tensor(5, I32)), VISION_ROWS, "start tensor<5 x i32> and stop tensor<T x i32>"),
+    ("attend_vision_rows", _seen(stop=tensor(T, F32)), VISION_ROWS, "stop tensor<T x f32> must be i32 [T]"),
+    (
+        "attend_vision_rows",
+        _seen(sequences=tensor(5, I32)),
+        VISION_ROWS,
+        "sequence numbers tensor<5 x i32> must be i32",
+    ),
+    ("attend_vision_rows", _seen(tables=ROWS[0]), VISION_ROWS, "must be i32 [sequences, pages]"),
+    ("attend_vision_rows", _seen(), {**VISION_ROWS, "dtype": E4M3FN}, "can have, not e4m3fn"),
 ]
 
 
@@ -455,6 +518,7 @@ def test_every_op_with_operands_has_a_refusal_of_its_own() -> None:
     untested = set(all_ops()) - {row[0] for row in REFUSED}
     # In tests of their own: the head, the gated MLP, and the kernels over weights in rows.
     elsewhere = {"head_dense", "head_grouped", "gated_linear_dense", "gated_linear_grouped", "pack_rows"}
+    elsewhere |= {"qkv_dense", "qkv_grouped"}
     elsewhere |= {"linear_rows16", "embed_rows16", "gate_up_rows16", "qkv_rows16"}
     elsewhere |= {"expert_gate_up_rows16", "expert_down_rows16"}
     elsewhere |= {"pack_rows", *FORMS}
@@ -502,6 +566,11 @@ ACCEPTED: list[tuple[str, list[Type], dict[str, Attribute], list[Type]]] = [
     ("append", [CACHE, tensor(T, 32, F32), *ROWS], {"layer": 1, "heads": 4}, [CACHE, tensor(T, 16, F32)]),
     ("norm_heads", [X], {"heads": 1, "head_dim": 4, "eps": 1e-5}, [X]),
     ("temper_heads", [X, ROWS[0]], {"heads": 2, "head_dim": 4, "floor": 4.0, "scale": 0.1}, [X]),
+    ("layer_norm_rows", [X, tensor(8, F32), tensor(8, BF16)], NORM_ROWS, [tensor(T, 8, F16)]),
+    ("rope_image_rows", [QKV, *ANGLES], IMAGE_HEADS, [tensor(3, 24, F16)]),
+    ("attend_image_rows", [QKV, tensor(1, I32)], IMAGE_ATTENTION, [tensor(3, 8, F16)]),
+    ("attend_vision_rows", _seen(), VISION_ROWS, [tensor(T, 16, F16)]),
+    ("cache_scales", [], {"key": 0.5, "value": 2.0, "heads": 3}, [tensor(6, F32)]),
 ]
 
 

@@ -256,6 +256,7 @@ def _every_weight_op() -> tuple[Module, dict[str, np.ndarray]]:
     _packed_words(b, file)
     b.define("part.rows", "part", file("whole", 70, 9, "f32"), axis=0, start=13, stop=61)
     b.define("part.columns", "part", file("wide", 43, 9, "f32"), axis=1, start=2, stop=7)
+    b.define("kv", "cache_scales", key=0.3, value=2.0, heads=3)
     return module, files
 
 
@@ -321,6 +322,9 @@ def test_blocks_of_rows_are_rows_of_the_whole() -> None:
             parts = [evaluator.rows(weight, lo, min(lo + step, rows)) for lo in starts]
             assert all(p.dtype == weight.tensor.dtype.storage for p in parts), weight.name
             assert (np.concatenate(parts).view(np.uint8) == whole.view(np.uint8)).all(), (weight.name, step)
+    scales = np.array([0.3] * 3 + [2] * 3, np.float32)  # rank 1: no rows, but the whole of it
+    for found in (evaluator.whole(module.weights["kv"]), evaluator.rows(module.weights["kv"], 0, 1)):
+        assert found.dtype == np.float32 and found.tolist() == scales.tolist()
 
 
 def test_only_the_rows_that_are_needed_are_read() -> None:

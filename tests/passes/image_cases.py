@@ -29,6 +29,18 @@ def check_tiles(before: Module, after: Module, rows: Rows) -> None:
     assert np.array_equal(np.concatenate(found).reshape(-1), expected.reshape(-1))
 
 
+def check_encoder(before: Module, after: Module, rows: Rows) -> None:
+    """Both graphs give the same for the same rows, and for a picture of every shape."""
+    shapes = {a.name: a.tensor.shape for a in before.main.arguments}
+    pixels = np.random.default_rng(0).standard_normal([d for d in shapes["pixels"] if isinstance(d, int)])
+    for ratio in range(1, 3 if "aspect_ratio" in shapes else 2):
+        given: dict[str, Any] = {"pixels": pixels}
+        if "aspect_ratio" in shapes:
+            given["aspect_ratio"] = np.array([ratio], np.int32)
+        (expected,), (found,) = (Interpreter(m, rows, True).run(given, "encode_image") for m in (before, after))
+        assert np.abs(found - expected).max() <= 1e-10 * np.abs(expected).max()
+
+
 def check_image_cache(before: Module, after: Module, rows: Rows) -> None:
     """What project_image makes of the first tokens is at their positions in the cache."""
     shape = tuple(d for d in before.main.argument("pixels").tensor.shape if isinstance(d, int))

@@ -14,7 +14,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from image_cases import check_image_cache, check_tiles
+from image_cases import check_encoder, check_image_cache, check_tiles
 from rank_cases import check_ranks
 
 from llamac.errors import LlamacError
@@ -40,6 +40,9 @@ from llamac.transform.rounding import stand_in
 SEPARATOR, RUN, EXPECT = "// -----", "// run: ", "// expect"
 SYMBOLS = {"T": 5, "P": 3, "R": 2, "S": 2, "N": 2, "M": 4}
 EXACT = 1e-10
+IMAGE_LAWS = {
+    "take-one-tile": check_tiles, "lower-image-cache": check_image_cache, "lower-image-rows": check_encoder,
+}  # fmt: skip
 RECODING = ("quantize-int4", "quantize-int8", "quantize-fp8", "cast-weights", "fold-norm-scale")
 Array = np.ndarray
 
@@ -150,8 +153,8 @@ def check_meaning(case: Case, after: Module) -> None:
     if name == "lower-kv-cache":
         _check_ragged(before, after, rows)
         return
-    if name in ("take-one-tile", "lower-image-cache") and "encode_image" in before.graphs:
-        {"take-one-tile": check_tiles, "lower-image-cache": check_image_cache}[name](before, after, rows)
+    if name in IMAGE_LAWS and "encode_image" in before.graphs:
+        IMAGE_LAWS[name](before, after, rows)
         return
     if name == "shard-tensors" and any(op.opcode == "all_reduce" for _, op in after.ops()):
         check_ranks(case.run, case.input, inputs_of(before, SYMBOLS), rows)

@@ -115,14 +115,14 @@ def test_work_is_that_of_the_compiled_graph(scheme: str) -> None:
     load = Load(config, parts, plan.groups, PANEL16, 512)
     counted = module_cost(graph.module, StepShape(1, 300))
     decode = decode_work(load, 1, 300)
-    products = sum(counted[name].flops for name in counted if name.startswith(("linear", "gated_linear")))
+    products = sum(counted[name].flops for name in counted if name.startswith(("linear", "gated_linear", "qkv")))
     assert sum(linear_operations(load, 1, 1).values()) == products
     assert decode.total_operations == products + counted["attend"].flops
     vectors = sum(part.count * part.one(PANEL16) for part in parts if part.use == "vector")
     counts = total(counted)  # it has the vectors among the activations
     assert (decode.weight_bytes - vectors, decode.cache_bytes) == (counts.weight_bytes, counts.cache_bytes)
     prefill, rows = prefill_work(load, 64), module_cost(graph.module, StepShape(64, 32))
-    products = sum(rows[name].flops for name in rows if name.startswith(("linear", "gated_linear")))
+    products = sum(rows[name].flops for name in rows if name.startswith(("linear", "gated_linear", "qkv")))
     # The compiler's count takes 32 keys a row, the plan the exact (64 + 1) / 2.
     assert prefill.total_operations == products + rows["attend"].flops * 65 // 64
     assert prefill.weight_bytes - vectors == total(rows).weight_bytes

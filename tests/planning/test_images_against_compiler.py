@@ -8,6 +8,7 @@ import pytest
 from subjects import request, small_pictures
 
 from llamac.driver import compile_graph
+from llamac.gpu_side import arena_on
 from llamac.ir.kv_groups import kv_groups as compiled_groups
 from llamac.models.checkpoint import Checkpoint
 from llamac.models.llama.config import LlamaConfig
@@ -126,3 +127,15 @@ def test_counted_weights_are_about_the_placed_ones(name: str, scheme: str) -> No
     counted = bytes_by_role(counted_image_parts(config, {}, quantization), "gpu-rows16")
     assert counted == {role: pytest.approx(size, rel=2e-3) for role, size in placed.items()}
     assert read_bytes(plan.parts, config, PANEL16, 1) < plan.memory.weights - sum(placed.values())
+
+
+@pytest.mark.parametrize("name", [MLLAMA, GUARD])
+def test_on_a_gpu(name: str) -> None:
+    """Weights in rows and the arena that steps and the encoder share, as the compiler plans them."""
+    checkpoint, quantization = random_checkpoint(small_pictures(name), 0), parse_quantization("int4")
+    graph = compile_graph(checkpoint, quantization, None, 64, None, [], kind="gpu")
+    config, encodings = checkpoint.config, {name: tensor.encoding for name, tensor in checkpoint.tensors.items()}
+    asked = request(config, quantization=quantization, max_step_tokens=64, images=int(bool(config.cross_layers)))
+    plan = make_plan(Subject(name, config, encodings), asked, find_machine("h100"), limits=False)
+    assert (plan.memory.weights, plan.memory.arena) == (graph.limits.weight_bytes, arena_on(graph, "h100"))
+    assert bytes_by_role(plan.parts, "gpu-rows16")["vision"] > 0 and "arena" not in plan.memory.estimated

@@ -41,8 +41,8 @@ def test_vision_tokens_that_stay_are_in_the_ledger() -> None:
     assert entry.kind == "unquantized" and "vision tokens" in entry.reason
 
 
-def test_a_gpu_has_no_int8_cache_yet() -> None:
+def test_a_gpu_has_no_int8_cache() -> None:
     asked = replace(request(subject("llama-3.2-1b").config), kv_dtype="int8")
     for machine, is_estimated in (("x86-64-v3", False), ("h100", True)):
         plan = make_plan(subject("llama-3.2-1b"), asked, find_machine(machine), limits=False)
-        assert ("is not compiled yet" in plan.memory.estimated.get("kv", "")) == is_estimated
+        assert ("is not compiled for it" in plan.memory.estimated.get("kv", "")) == is_estimated

@@ -64,8 +64,8 @@ def test_images_are_kept_for_cross_attention(name: str, token_bytes: int, image:
 
 
 def test_types() -> None:
-    sizes = {dtype: groups("llama-3.1-8b", 4096, dtype)["full"].token_bytes for dtype in ("f32", "f16", "f8", "int8")}
-    assert sizes == {"f32": 262144, "f16": 131072, "f8": 65536, "int8": 65536 + 32 * 2 * 8 * 2}
+    sizes = {dtype: groups("llama-3.1-8b", 4096, dtype)["full"].token_bytes for dtype in ("f32", "f16", "fp8", "int8")}
+    assert sizes == {"f32": 262144, "f16": 131072, "fp8": 65536, "int8": 65536 + 32 * 2 * 8 * 2}
 
 
 def test_devices_share_heads_and_repeat_them_when_there_are_too_few() -> None:

@@ -168,7 +168,7 @@ def test_large_presets_are_planned_in_less_than_a_second(name: str, target: str)
         ({"tp": 3}, "64 attention heads cannot be shared by 3 devices"),
         ({"tp": 0}, "--tp: 0 is outside"),
         ({"prompt_tokens": 5000}, "--prompt-tokens: 5000 is outside 1..4096"),
-        ({"kv_dtype": "fp8"}, "unknown cache type 'fp8' (did you mean 'f8'?)"),
+        ({"kv_dtype": "f8"}, "unknown cache type 'f8' (did you mean 'fp8'?)"),
         ({"images": 1}, "keeps no images"),
         ({"images": -1}, "--images: -1 is outside"),
         ({"max_step_tokens": 0}, "--max-step-tokens: 0 is outside"),

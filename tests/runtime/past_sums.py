@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamac.runtime.run_plan import CachePlan, MemoryPlan
+from llamac.runtime.sequence_pictures import SequencePictures
 
 VOCAB = 23
 SHAPES = ((2, 3), (1, 4))
@@ -42,6 +43,7 @@ class PastSums:
     cache_shapes = SHAPES
     cache_dtype = np.float32
     threads = 1
+    encodes = False
 
     def __init__(self) -> None:
         self.calls = 0
@@ -51,9 +53,15 @@ class PastSums:
         self._last: list[Array] = []
 
     def forward(
-        self, ids: NDArray[np.int32], positions: NDArray[np.int32], past: Sequence[Array], rows: NDArray[np.int32]
+        self,
+        ids: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        past: Sequence[Array],
+        rows: NDArray[np.int32],
+        pictures: SequencePictures | None,
     ) -> tuple[NDArray[np.float32], list[Array]]:
         """As `SequenceBackend.forward`; `continued` counts calls whose past is the very present of the last."""
+        assert pictures is None
         if self.fails:
             raise RuntimeError("no")
         start = int(positions[0])
@@ -73,6 +81,10 @@ class PastSums:
         assert (k == k[:1, :, :1]).all() and (v == v[:1, :, :1]).all()
         seen, near = int(k[0, :, 0].sum()), int(v[0, :, 0].sum())
         return [(seen * (column + 1) + near * (column + 3)) % 9973 for column in range(VOCAB)]
+
+    def encode(self, pixels: Array, aspect_ratio: int, tokens: int) -> list[Array]:
+        """Never called: it does not encode."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Remembered."""

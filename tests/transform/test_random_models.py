@@ -6,8 +6,8 @@ import pytest
 from random_models import random_llama4, random_model
 from small_models import SmallModel
 
-ORDINARY, ALL = 20, 200
-ORDINARY_LLAMA4, ALL_LLAMA4 = 12, 120
+ORDINARY, ALL = 10, 200
+ORDINARY_LLAMA4, ALL_LLAMA4 = 8, 120
 
 
 def check(model: SmallModel, seed: int) -> None:

@@ -85,6 +85,13 @@ def _residual_twice(rewriter: Rewriter, add: Op) -> str | None:
     return None
 
 
+def _exchange_angles(module: Module) -> None:
+    for _, op in m.ops(module, "qkv_dense"):
+        cos, sin = op.operands[-2:]
+        op.set_operand(len(op.operands) - 2, sin)
+        op.set_operand(len(op.operands) - 1, cos)
+
+
 def _drop_residuals(module: Module) -> None:
     for opcode, without in (("linear_dense", 2), ("linear_grouped", 4)):
         for graph, op in m.ops(module, opcode):
@@ -414,6 +421,17 @@ BUGS = (
         LOGITS,
         edit=m.after("fuse-quantize-rows", m.set_attribute("rms_norm_quantized", "eps", 1e-4)),
         model=_MIXED,
+    ),
+    Bug(
+        "the fused append writes one slot further",
+        LOGITS,
+        edit=m.after("fuse-qkv-append", m.shift_integers("qkv_dense", 3, 1)),
+    ),
+    Bug("angles exchanged in the fused rotation", LOGITS, edit=m.after("fuse-qkv-append", _exchange_angles)),
+    Bug(
+        "the fused append writes layer 0",
+        LOGITS,
+        edit=m.after("fuse-qkv-append", m.set_attribute("qkv_dense", "layer", 0)),
     ),
     # Rolling and placing.
     Bug("every layer called with the weights of layer 0", LOGITS, edit=m.after("roll-layers", _call_first)),

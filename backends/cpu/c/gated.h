@@ -114,14 +114,15 @@ LLAMAC_KERNEL void llamac_gated_dense(const llamac_thread *th, float *y, size_t 
         }
         return;
     }
-    const size_t most = llamac_block_rows(llamac_units(k, type) * 4, LLAMAC_DENSE_BLOCK_BYTES, LLAMAC_DENSE_FEWEST_ROWS,
-                                          LLAMAC_DENSE_ROWS);
-    const size_t step = llamac_even_step(rows, most, LLAMAC_DENSE_ROWS);
+    const size_t tile = llamac_dense_rows(type);
+    const size_t most = llamac_block_rows(llamac_packed_units(k, type) * 4, LLAMAC_DENSE_BLOCK_BYTES,
+                                          LLAMAC_DENSE_FEWEST_ROWS, tile);
+    const size_t step = llamac_even_step(rows, most, tile);
     float *sums = (float *)th->scratch;
-    uint8_t *packed = llamac_packed_rows(th, most, LLAMAC_DENSE_ROWS);
+    uint8_t *packed = llamac_packed_rows(th, most, tile);
     for (size_t first = 0; first < rows && low < high; first += step) {
-        const llamac_row_tiles tiles = llamac_cut_rows(llamac_smaller(step, rows - first), LLAMAC_DENSE_ROWS,
-                                                       LLAMAC_DENSE_FEW_ROWS, packed);
+        const llamac_row_tiles tiles = llamac_cut_rows(llamac_smaller(step, rows - first), tile,
+                                                       llamac_dense_few_rows(type), packed);
         llamac_pack_dense_rows(tiles, (llamac_unit *)packed, x + first * ldx, ldx, k, type);
         for (size_t p = low; p < high; p++) {
             const uint8_t *gate = w + p * panel_bytes;

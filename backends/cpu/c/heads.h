@@ -34,15 +34,20 @@ LLAMAC_KERNEL double llamac_log(double value) {
     return 2.0 * z * sum + exponent * 0.6931471805599453;
 }
 
-/* x[row][h] *= 1 + scale ln(1 + floor((position + 1) / floor)) for the first `heads` heads. Threads take rows. */
+/* What a row at `position` is tempered with: 1 + scale ln(1 + floor((position + 1) / floor)). */
+LLAMAC_KERNEL float llamac_temperature(int32_t position, float floor, float scale) {
+    const float blocks = __builtin_floorf(((float)position + 1.0f) / floor);
+    return blocks < 1.0f ? 1.0f : (float)llamac_log(1.0 + (double)blocks) * scale + 1.0f;
+}
+
+/* x[row][h] *= the row's temperature for the first `heads` heads. Threads take rows. */
 LLAMAC_KERNEL void llamac_temper_heads(const llamac_thread *th, float *x, size_t ldx, const int32_t *positions,
                                        uint32_t rows, uint32_t heads, uint32_t head_dim, float floor, float scale) {
     size_t low, high;
     llamac_share(th, rows, &low, &high);
     for (size_t row = low; row < high; row++) {
-        const float blocks = __builtin_floorf(((float)positions[row] + 1.0f) / floor);
-        if (blocks < 1.0f) continue;
-        const float factor = (float)llamac_log(1.0 + (double)blocks) * scale + 1.0f;
+        const float factor = llamac_temperature(positions[row], floor, scale);
+        if (factor == 1.0f) continue;
         float *first = x + row * ldx;
         for (size_t i = 0; i < (size_t)heads * head_dim; i++) first[i] *= factor;
     }

@@ -3,6 +3,7 @@
 #ifndef LLAMAC_PEAKS_H
 #define LLAMAC_PEAKS_H
 
+#include "dense_tile_amx.h"
 #include "pool.h"
 
 enum { LLAMAC_NO_UNIT, LLAMAC_INT8_UNIT, LLAMAC_BF16_UNIT, LLAMAC_F32_UNIT };
@@ -40,7 +41,17 @@ static __attribute__((noinline)) uint64_t llamac_f32_rounds(uint32_t rounds) {
 }
 
 static __attribute__((noinline)) uint64_t llamac_int8_rounds(uint32_t rounds) {
-#if defined(__AVX512VNNI__)
+#if defined(__AMX_INT8__) && defined(__AMX_BF16__)
+    llamac_begin_pair_tiles();
+    for (uint32_t round = 0; round < rounds; round++) {
+        _tile_dpbsud(0, 4, 6);
+        _tile_dpbsud(1, 4, 7);
+        _tile_dpbsud(2, 5, 6);
+        _tile_dpbsud(3, 5, 7);
+    }
+    llamac_end_pair_tiles();
+    return 4 * 2 * 16 * 16 * 64;
+#elif defined(__AVX512VNNI__)
     const __m512i x = _mm512_set1_epi8(3);
     LLAMAC_CHAINS(__m512i, _mm512_setzero_si512(), "v", _mm512_dpbusd_epi32(a[i], x, x))
     return LLAMAC_PEAK_CHAINS * 128;
@@ -63,7 +74,17 @@ static __attribute__((noinline)) uint64_t llamac_int8_rounds(uint32_t rounds) {
 }
 
 static __attribute__((noinline)) uint64_t llamac_bf16_rounds(uint32_t rounds) {
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+    llamac_begin_pair_tiles();
+    for (uint32_t round = 0; round < rounds; round++) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    llamac_end_pair_tiles();
+    return 4 * 2 * 16 * 16 * 32;
+#elif defined(__AVX512BF16__)
     const __m512bh x = (__m512bh)_mm512_set1_epi16(0x3f00);
     LLAMAC_CHAINS(__m512, _mm512_setzero_ps(), "v", _mm512_dpbf16_ps(a[i], x, x))
     return LLAMAC_PEAK_CHAINS * 64;

@@ -3,8 +3,8 @@
 A page holds PAGE tokens of every layer of its group: [layer][K, V][kv head][slot][head_dim], so a page is one run of
 memory and the keys of a head in a page are one tile. Pages lie one after another and a table a sequence says which are
 its own: the token at position t lies in page `table[t // PAGE]`, slot t % PAGE. The cache is f32, f16, bf16, or
-e4m3fn (of Triton's own type where the hardware converts them, else as bytes), then with an f32 scale for the keys and
-the values of each head: [2][kv heads].
+e4m3fn (of Triton's own type where the hardware converts them, else as bytes), then perhaps with an f32 scale for the
+keys and the values of each head: [2][kv heads].
 """
 
 from __future__ import annotations
@@ -42,9 +42,11 @@ def page_start(
 
 @triton.jit
 def to_cache(values: tl.tensor, scale: tl.tensor, cache_ptr: tl.tensor, SCALED: tl.constexpr) -> tl.tensor:
-    """f32 values as the cache holds them."""
+    """f32 values as the cache holds them; what exceeds an 8-bit float is cut at its largest value, 448."""
     if SCALED:
-        values = tl.clamp(values / scale, -448.0, 448.0)
+        values = values / scale
+    if cache_ptr.dtype.element_ty.primitive_bitwidth == 8:
+        values = tl.clamp(values, -448.0, 448.0)
     return narrowed(values, cache_ptr)
 
 

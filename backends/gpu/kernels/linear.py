@@ -272,7 +272,10 @@ def norm_rows(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ) -> None:
-    """y [T, K] = [rms_norm](x), as it is or, with scale [T], divided by scale = max|row| / LARGEST; grid (T,)."""
+    """y [T, K] = [rms_norm](x), as it is or, with scale [T], divided by scale = max|row| / LARGEST; grid (T,).
+
+    The scale is for whoever multiplies with y: bytes are decoded to a 256th, see `decode_e4m3`.
+    """
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     inside = columns < K
@@ -284,6 +287,7 @@ def norm_rows(
         x = x * tl.rsqrt(tl.sum(x * x, 0) / K + EPS) * weight
     if scale_ptr is not None:
         scale = tl.max(tl.abs(x), 0) / LARGEST
-        tl.store(scale_ptr + row, scale)
+        FACTOR: tl.constexpr = 256.0 if y_ptr.dtype.element_ty == tl.uint8 else 1.0
+        tl.store(scale_ptr + row, scale * FACTOR)
         x = x / tl.where(scale > 0, scale, 1.0)
     tl.store(y_ptr + row.to(tl.int64) * K + columns, narrowed(x, y_ptr), mask=inside)

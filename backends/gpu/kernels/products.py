@@ -288,6 +288,8 @@ def load_activations(
         x = tl.load(places, mask=(columns < K)[None, :], other=0.0)
     else:
         x = tl.load(places)
+    if x_ptr.dtype.element_ty == tl.uint8:
+        x = decode_e4m3(x)
     return x
 
 

@@ -61,9 +61,6 @@ def plan_tensors(request: ExportRequest, weights: ModelWeights) -> tuple[list[Pl
         rows = sorted({t.shape[-1] for t in planned if len(t.shape) > 1})
         reason = f"no matrix has rows of whole {scheme.upper()} blocks: they have {', '.join(map(str, rows))} values"
         raise LlamacError("LLC0947", "--quantize", reason, "choose f16, bf16 or f32")
-    if config.vision is not None:
-        reason = "llama.cpp has image encoders in a second file (mmproj), which is not written; text works without it"
-        notes.add("absent", "vision", "the image encoder is left out", reason)
     return planned, notes
 
 

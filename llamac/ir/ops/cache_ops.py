@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..definition import Array, Evaluation, OpDefinition, OpError, Signature
-from ..dtypes import F32, I32, round_to
+from ..dtypes import E4M3FN, F32, I32, round_to
 from ..levels import KERNEL
 from ..types import CacheType, TensorType, Type
 from .attention import softmax_rows
@@ -43,6 +43,12 @@ def check_rows(s: Signature, first: int, tokens: object) -> None:
         raise OpError(f"page tables {pages} must be i32 [sequences, pages]")
 
 
+def check_kv_scales(s: Signature, index: int, cache: CacheType) -> None:
+    """Operand `index`, if there is one, holds what keys and values of each head of the cache are multiplied with."""
+    if index < len(s.types) and s.tensor(index) != TensorType((2 * cache.kv_heads,), F32):
+        raise OpError(f"{s.tensor(index)} must hold f32 scales of the keys and values of {cache.kv_heads} heads")
+
+
 def query_heads(s: Signature, cache: CacheType) -> int:
     """The attribute `heads`, which must fit the cache, as must `layer`."""
     heads = s.integer("heads")
@@ -68,6 +74,7 @@ def _infer_rope_append(s: Signature) -> Sequence[Type]:
     if cos != TensorType((tokens, cache.head_dim // 2), F32) or sin != cos:
         raise OpError(f"cos {cos} and sin {sin} must be f32 [{tokens}, {cache.head_dim // 2}]")
     check_rows(s, 4, tokens)
+    check_kv_scales(s, 7, cache)
     return [cache, TensorType((tokens, s.integer("heads") * cache.head_dim), F32)]
 
 
@@ -75,6 +82,7 @@ def _infer_append(s: Signature) -> Sequence[Type]:
     cache = s.cache(0)
     tokens = _qkv(s, 1, cache).shape[0]
     check_rows(s, 2, tokens)
+    check_kv_scales(s, 5, cache)
     return [cache, TensorType((tokens, s.integer("heads") * cache.head_dim), F32)]
 
 
@@ -84,8 +92,14 @@ def split_heads(e: Evaluation, qkv: Array, kind: CacheType) -> list[Array]:
     return np.split(qkv.reshape(len(qkv), -1, kind.head_dim), [heads, heads + kind.kv_heads], axis=1)
 
 
+LARGEST_E4M3 = 448.0
+"""The largest e4m3fn: what is larger is stored as it."""
+
+
 def stored(heads: Array, kind: CacheType) -> Array:
     """Heads [K, h] as the cache gives them back: rounded, integers to multiples of the head's scale max|x| / 127."""
+    if kind.dtype is E4M3FN:
+        return round_to(np.clip(heads, -LARGEST_E4M3, LARGEST_E4M3), E4M3FN)
     if kind.scale is None:
         return round_to(heads, kind.dtype)
     scale = round_to(np.abs(heads).max(axis=1, keepdims=True) / heads.dtype.type(127), kind.scale)
@@ -94,15 +108,23 @@ def stored(heads: Array, kind: CacheType) -> Array:
 
 
 def written(e: Evaluation, state: CacheState, k: Array, v: Array, rows: Sequence[Array]) -> CacheState:
-    """The cache after rows k and v went to their places."""
-    positions, sequences, pages = rows
+    """The cache after rows k and v went to their places; `rows` may end in scales, by which they are divided."""
+    positions, sequences, pages, *scales = rows
     kind, layer = state.type, e.integer("layer")
     new = CacheState(kind, state.keys.copy(), state.values.copy())
+    if scales:
+        k_scale, v_scale = kv_scales(kind, scales[0])
+        k, v = k / k_scale, v / v_scale
     for t, position in enumerate(positions):
         page, slot = pages[sequences[t], position // kind.page], position % kind.page
         for store, row in ((new.keys, k[t]), (new.values, v[t])):
             store[page, layer, :, slot] = row if e.exact else stored(row, kind)
     return new
+
+
+def kv_scales(kind: CacheType, scales: Array) -> list[Array]:
+    """The scales of the keys and of the values, [kv_heads, 1] each."""
+    return list(scales.reshape(2, kind.kv_heads, 1))
 
 
 def _evaluate_rope_append(e: Evaluation) -> Sequence[Any]:
@@ -173,20 +195,26 @@ def _infer_attend(s: Signature) -> Sequence[Type]:
     if q.shape[1] != heads * cache.head_dim or not q.dtype.is_float:
         raise OpError(f"q {q} does not hold {heads} heads of {cache.head_dim}")
     check_rows(s, 2, q.shape[0])
+    check_kv_scales(s, 5, cache)
     return [q]
 
 
 def _evaluate_attend(e: Evaluation) -> Sequence[Any]:
-    q, state, positions, sequences, pages = e.inputs
+    q, state, positions, sequences, pages, *scales = e.inputs
     out = np.empty_like(q)
     for t, position in enumerate(positions):
         first = state.type.first_visible(int(position))
-        out[t] = attended(e, q[t], state, pages[sequences[t]], first, int(position) + 1)
+        out[t] = attended(e, q[t], state, pages[sequences[t]], first, int(position) + 1, scales)
     return [e.rounded(out)]
 
 
-def attended(e: Evaluation, row: Array, state: CacheState, pages: Array, first: int, stop: int) -> Array:
-    """Attention of one row of heads over the cached positions [first, stop) of a sequence with these pages."""
+def attended(
+    e: Evaluation, row: Array, state: CacheState, pages: Array, first: int, stop: int, scales: Sequence[Array] = ()
+) -> Array:
+    """Attention of one row of heads over the cached positions [first, stop) of a sequence with these pages.
+
+    scales: those of the cache, if it has any (`kv_scales`).
+    """
     kind, layer = state.type, e.integer("layer")
     skipped = first // kind.page
     mine = pages[skipped : -(-stop // kind.page)]
@@ -196,9 +224,24 @@ def attended(e: Evaluation, row: Array, state: CacheState, pages: Array, first: 
         store[mine, layer].transpose(1, 0, 2, 3).reshape(kind.kv_heads, -1, kind.head_dim)[:, seen]
         for store in (state.keys, state.values)
     )
+    if scales:
+        k_scale, v_scale = (scale[:, None].astype(row.dtype) for scale in kv_scales(kind, scales[0]))
+        keys, values = keys * k_scale, values * v_scale
     query = row.reshape(kind.kv_heads, e.integer("heads") // kind.kv_heads, kind.head_dim)
     scores = query @ keys.transpose(0, 2, 1) * row.dtype.type(e.number("scale"))
     return np.asarray((softmax_rows(scores) @ values).reshape(-1))
+
+
+def _infer_cache_scales(s: Signature) -> Sequence[Type]:
+    values = [s.attributes[name] for name in ("key", "value")]
+    if not all(isinstance(v, float) and 0 < v < float("inf") for v in values):
+        raise OpError(f"scales of a cache must be positive numbers, not {values[0]} and {values[1]}")
+    return [TensorType((2 * s.positive("heads"),), F32)]
+
+
+def _evaluate_cache_scales(e: Evaluation) -> Sequence[Any]:
+    both = np.array([e.number("key"), e.number("value")], np.float32)
+    return [np.repeat(both, e.integer("heads"))]
 
 
 def _infer_call(s: Signature) -> Sequence[Type]:
@@ -217,7 +260,7 @@ OPS: tuple[OpDefinition, ...] = (
     OpDefinition(
         "rope_append",
         frozenset({KERNEL}),
-        ("cache", "qkv", "cos", "sin", "positions", "sequence_of_token", "page_tables"),
+        ("cache", "qkv", "cos", "sin", "positions", "sequence_of_token", "page_tables", "kv_scales?"),
         {"layer": "dim", "heads": "int"},
         _infer_rope_append,
         _evaluate_rope_append,
@@ -226,7 +269,7 @@ OPS: tuple[OpDefinition, ...] = (
     OpDefinition(
         "append",
         frozenset({KERNEL}),
-        ("cache", "qkv", "positions", "sequence_of_token", "page_tables"),
+        ("cache", "qkv", "positions", "sequence_of_token", "page_tables", "kv_scales?"),
         {"layer": "dim", "heads": "int"},
         _infer_append,
         _evaluate_append,
@@ -253,11 +296,21 @@ OPS: tuple[OpDefinition, ...] = (
     OpDefinition(
         "attend",
         frozenset({KERNEL}),
-        ("q", "cache", "positions", "sequence_of_token", "page_tables"),
+        ("q", "cache", "positions", "sequence_of_token", "page_tables", "kv_scales?"),
         {"layer": "dim", "heads": "int", "scale": "float"},
         _infer_attend,
         _evaluate_attend,
         "Attention of each row over its sequence's cached keys up to its own position, from its chunk's first on.",
+    ),
+    OpDefinition(
+        "cache_scales",
+        frozenset({KERNEL}),
+        (),
+        {"key": "float", "value": "float", "heads": "int"},
+        _infer_cache_scales,
+        _evaluate_cache_scales,
+        "What keys and values of a layer are divided by before they are cached, once for each of `heads` kv heads.",
+        rows=lambda attributes, types, first, last: [],
     ),
     OpDefinition(
         "call",

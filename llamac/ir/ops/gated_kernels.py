@@ -8,13 +8,20 @@ from typing import Any
 import numpy as np
 
 from ..definition import Array, Evaluation, OpDefinition, OpError, Signature
-from ..dims import DimLike
-from ..dtypes import F32, I8, I32
+from ..dtypes import F32
 from ..layouts import PANEL
 from ..levels import KERNEL
-from ..types import TensorType, Type
+from ..types import Type
 from .arithmetic import silu
-from .quantized import inputs_of, packed_shape, quantized, quantized_types, unpacked
+from .quantized import (
+    check_inputs,
+    inputs_of,
+    packed_shape,
+    quantized,
+    quantized_types,
+    unpacked,
+    widened_inputs,
+)
 
 
 def _width(s: Signature, weight: int) -> int:
@@ -35,15 +42,7 @@ def _infer_dense(s: Signature) -> Sequence[Type]:
 
 def _infer_grouped(s: Signature) -> Sequence[Type]:
     width, (fmt, _, columns) = _width(s, 3), packed_shape(s, 3)
-    quants, scale, total = s.ranked(0, 2), s.tensor(1), s.tensor(2)
-    padded = fmt.padded_columns(columns)
-    tokens: DimLike = quants.shape[0]
-    if fmt.is_dense or quants != TensorType((tokens, padded), I8):
-        raise OpError(f"activations {quants} do not fit {fmt.name} with {columns} columns")
-    blocks = (tokens, padded // fmt.block)
-    if scale != TensorType(blocks, F32) or total != TensorType(blocks, I32):
-        raise OpError(f"scales {scale} and sums {total} must have shape {list(blocks)}")
-    return quantized_types(s, tokens, width)
+    return quantized_types(s, check_inputs(s, 0, fmt, columns), width)
 
 
 def _gated(product: Array) -> Array:
@@ -57,9 +56,7 @@ def _evaluate_dense(e: Evaluation) -> Sequence[Any]:
 
 def _evaluate_grouped(e: Evaluation) -> Sequence[Any]:
     quants, scale, *_ = e.inputs
-    block = quants.shape[1] // scale.shape[1]
-    x = quants.astype(e.float_type) * np.repeat(scale, block, axis=1).astype(e.float_type)
-    return quantized(e, _gated(x[:, : e.integer("columns")] @ unpacked(e, 3).T))
+    return quantized(e, _gated(widened_inputs(e, quants, scale) @ unpacked(e, 3).T))
 
 
 _PACKED = {"format": "str", "rows": "int", "columns": "int"}

@@ -135,15 +135,19 @@ def _infer_dense(s: Signature) -> Sequence[Type]:
 
 def _infer_grouped(s: Signature) -> Sequence[Type]:
     fmt, rows, columns = packed_shape(s, 3)
-    quants, scale, total = s.ranked(0, 2), s.tensor(1), s.tensor(2)
-    padded = fmt.padded_columns(columns)
+    return _with_residual(s, 4, TensorType((check_inputs(s, 0, fmt, columns), rows), F32))
+
+
+def check_inputs(s: Signature, first: int, fmt: WeightFormat, columns: int) -> DimLike:
+    """The rows of operands `first` to `first` + 2, which must be quantized activations for a weight of `columns`."""
+    quants, scale, total = s.ranked(first, 2), s.tensor(first + 1), s.tensor(first + 2)
     tokens = quants.shape[0]
-    blocks = (tokens, padded // fmt.block) if not fmt.is_dense else ()
-    if fmt.is_dense or quants != TensorType((tokens, padded), I8):
+    if fmt.is_dense or quants != TensorType((tokens, fmt.padded_columns(columns)), I8):
         raise OpError(f"activations {quants} do not fit {fmt.name} with {columns} columns")
+    blocks = (tokens, fmt.padded_columns(columns) // fmt.block)
     if scale != TensorType(blocks, F32) or total != TensorType(blocks, I32):
         raise OpError(f"scales {scale} and sums {total} must have shape {list(blocks)}")
-    return _with_residual(s, 4, TensorType((tokens, rows), F32))
+    return tokens
 
 
 def unpacked(e: Evaluation, index: int) -> Array:
@@ -157,6 +161,12 @@ def inputs_of(e: Evaluation, x: Array) -> Array:
     return round_to(x, BF16) if format_of(e.text("format")).in_pairs and not e.exact else x
 
 
+def widened_inputs(e: Evaluation, quants: Array, scale: Array) -> Array:
+    """What quantized activations stand for, without their padding."""
+    step = np.repeat(scale, quants.shape[1] // scale.shape[1], axis=1)
+    return np.asarray((quants.astype(e.float_type) * step.astype(e.float_type))[:, : e.integer("columns")])
+
+
 def _evaluate_dense(e: Evaluation) -> Sequence[Any]:
     x, _, *residual = e.inputs
     product = inputs_of(e, x) @ unpacked(e, 1).T
@@ -165,10 +175,7 @@ def _evaluate_dense(e: Evaluation) -> Sequence[Any]:
 
 def _evaluate_grouped(e: Evaluation) -> Sequence[Any]:
     quants, scale, _, _, *residual = e.inputs
-    columns = e.integer("columns")
-    block = quants.shape[1] // scale.shape[1]
-    x = (quants.astype(e.float_type) * np.repeat(scale, block, axis=1).astype(e.float_type))[:, :columns]
-    product = x @ unpacked(e, 3).T
+    product = widened_inputs(e, quants, scale) @ unpacked(e, 3).T
     return [e.rounded(residual[0] + product if residual else product)]
 
 

@@ -13,31 +13,42 @@ import numpy as np
 
 from ..definition import Array, Evaluation, OpDefinition, OpError, Signature
 from ..dims import DimLike
-from ..dtypes import E4M3FN, F32, I32, U8, DType
+from ..dtypes import E4M3FN, F32, I32, U8, DType, round_to
 from ..graph import Attribute
 from ..layouts import format_of
 from ..levels import KERNEL
 from ..row_layouts import RowLayout, pack_records, unpack_records
 from ..types import TensorType, Type
 from .arithmetic import silu
-from .cache_ops import check_rows, query_heads, split_heads, written
+from .cache_ops import LARGEST_E4M3, check_kv_scales, check_rows, query_heads, written
 from .normalization import normalized
-from .rotary import rotate
+from .qkv_kernels import heads_of
 from .routing import by_expert, indices
-from .temperature import check_floor, temperatures
+from .temperature import check_floor
 from .weights import fixed, group_slices, same_rows
 
 FORMS: dict[str, tuple[str, ...]] = {
     "embed_rows16": ("ids", "weight"),
     "linear_rows16": ("x", "rows?", "norm?", "weight", "residual?"),
+    "linear_image_rows16": ("x", "weight", "bias?", "residual?"),
     "gate_up_rows16": ("x", "norm?", "weight"),
     "qkv_rows16": (
-        "cache", "x", "norm?", "weight", "cos?", "sin?", "positions", "sequence_of_token", "page_tables",
+        "cache", "x", "norm?", "weight", "cos?", "sin?", "positions", "sequence_of_token", "page_tables", "kv_scales?",
     ),
     "expert_gate_up_rows16": ("x", "norm?", "weight", "order", "scores", "offsets"),
     "expert_down_rows16": ("x", "weight", "order", "offsets", "base?"),
 }  # fmt: skip
 """Opcode -> its operands in order; those with `?` may be left out."""
+
+
+E4M3_ABOVE = "e4m3_above"
+"""Attribute of a product: activations of steps of more tokens than it says are e4m3fn with a scale a row."""
+
+
+def rounded_rows(x: Array) -> Array:
+    """Each row as e4m3fn times its scale, which is max |row| / 448."""
+    scale = np.abs(x).max(axis=1, keepdims=True) / x.dtype.type(LARGEST_E4M3)
+    return np.asarray(round_to(x / np.where(scale > 0, scale, 1).astype(x.dtype), E4M3FN) * scale)
 
 
 def given_names(opcode: str, attributes: Mapping[str, Attribute], count: int) -> list[str]:
@@ -145,7 +156,13 @@ class _Values:
             x = x[indices(self.named["rows"])]
         if "norm" in self.named:
             x = normalized(x, self.e.number("eps")) * self.named["norm"]
-        return x
+        return x if self.e.exact or not self.is_rounded(len(x)) else rounded_rows(x)
+
+    def is_rounded(self, rows: int) -> bool:
+        """Whether the step has so many tokens that activations are 8-bit floats; x of an expert is routed rows."""
+        above, slots = self.e.attributes.get(E4M3_ABOVE), self.e.attributes.get("top_k", 1)
+        assert isinstance(slots, int)
+        return isinstance(above, int) and rows // (1 if "scores" in self.named else slots) > above
 
     def weight(self, experts: int = 1, joined: int = 1) -> Array:
         layout = layout_of(self.e.attributes, experts, joined)
@@ -214,6 +231,7 @@ def _infer_qkv(s: Signature) -> Sequence[Type]:
     form.same("cos", angles)
     form.same("sin", angles)
     check_rows(s, form.at("positions"), tokens)
+    check_kv_scales(s, form.at("page_tables") + 1, cache)
     if "floor" in s.attributes:
         check_floor(s)
     return [cache, TensorType((tokens, heads * cache.head_dim), _between(s))]
@@ -222,15 +240,10 @@ def _infer_qkv(s: Signature) -> Sequence[Type]:
 def _evaluate_qkv(e: Evaluation) -> Sequence[Any]:
     given = _Values("qkv_rows16", e)
     state = e.inputs[0]
-    q, k, v = split_heads(e, given.x() @ given.weight().T, state.type)
-    if "qk_eps" in e.attributes:
-        q, k = normalized(q, e.number("qk_eps")), normalized(k, e.number("qk_eps"))
-    if "floor" in e.attributes:
-        q = q * temperatures(given["positions"], e)[:, None, None]
-    if "cos" in given.named:
-        angles = given["cos"][:, None], given["sin"][:, None]
-        q, k = rotate(q, *angles, "half_split"), rotate(k, *angles, "half_split")
-    rows = [given[name] for name in ("positions", "sequence_of_token", "page_tables")]
+    angles = [given[name] for name in ("cos", "sin") if name in given.named]
+    q, k, v = heads_of(e, given.x() @ given.weight().T, state, given["positions"], angles)
+    names = ("positions", "sequence_of_token", "page_tables", "kv_scales")
+    rows = [given[name] for name in names if name in given.named]
     return [written(e, state, k, v, rows), e.rounded(q.reshape(len(q), -1), 1)]
 
 
@@ -278,8 +291,9 @@ def _evaluate_expert_down(e: Evaluation) -> Sequence[Any]:
     return [e.rounded(total)]
 
 
+_ROUNDED = {E4M3_ABOVE: "int?"}
 _SHAPE = {"operands": "str", "format": "str", "rows": "int", "columns": "int"}
-_EXPERTS = _SHAPE | {"experts": "int", "top_k": "int"}
+_EXPERTS = _SHAPE | _ROUNDED | {"experts": "int", "top_k": "int"}
 
 
 def _kernel(opcode: str, attributes: dict[str, str], infer: Any, evaluate: Any, summary: str) -> OpDefinition:
@@ -300,14 +314,14 @@ OPS: tuple[OpDefinition, ...] = (
     _kernel("embed_rows16", _SHAPE, _infer_embed, _evaluate_embed, "Rows of a packed table, in f32."),
     _kernel(
         "linear_rows16",
-        _SHAPE | {"eps": "float?"},
+        _SHAPE | _ROUNDED | {"eps": "float?"},
         _infer_linear,
         _evaluate_linear,
         "[residual +] [rms_norm](x or the listed rows of it) times the transpose of a packed matrix.",
     ),
     _kernel(
         "gate_up_rows16",
-        _SHAPE | {"eps": "float?", "dtype": "dtype"},
+        _SHAPE | _ROUNDED | {"eps": "float?", "dtype": "dtype"},
         _infer_gate_up,
         _evaluate_gate_up,
         "swiglu of [rms_norm](x) times gate and up, stacked in one packed matrix of 2 `rows`.",
@@ -316,7 +330,8 @@ OPS: tuple[OpDefinition, ...] = (
         "qkv_rows16",
         _SHAPE
         | {"eps": "float?", "dtype": "dtype", "layer": "dim", "heads": "int", "qk_eps": "float?", "floor": "float?"}
-        | {"scale": "float?"},
+        | {"scale": "float?"}
+        | _ROUNDED,
         _infer_qkv,
         _evaluate_qkv,
         "[rms_norm](x) times q, k and v; norm of q and k, tempering of q, rotation; k and v cached; results: cache, q.",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llamac.backends.gpu import attention_requests, expert_requests, linear_requests, step_requests
+from llamac.backends.gpu import attention_requests, expert_requests, linear_requests, sample_calls, step_requests
 from llamac.backends.gpu.architectures import Architecture, architecture
 from llamac.backends.gpu.attention_requests import Heads
+from llamac.backends.gpu.cost_model import NARROW
 from llamac.backends.gpu.expert_requests import Experts
 from llamac.backends.gpu.request import KernelRequest
 from llamac.ir.dtypes import BF16
@@ -43,7 +44,7 @@ SCOUT = Model(5120, 8192, 40, 8, 128, 48, 202048)
 def attention_of(model: Model, cache: str = "bf16", chunk: int = 0) -> Heads:
     """The heads of a model with pages of 256 tokens."""
     kind = CacheType(model.layers, model.kv_heads, model.head, 256, BF16, chunk)
-    return Heads(model.heads, kind, cache, model.head**-0.5)
+    return Heads(model.heads, kind, cache, model.head**-0.5, scaled=cache in ("fp8e4nv", "u8"))
 
 
 def decode_kernels(
@@ -77,7 +78,7 @@ def prefill_kernels(
     heads = attention_of(model, cache)
     joined = (model.heads + 2 * model.kv_heads) * model.head
     kind = linear_requests.between(layout(1, 64))
-    narrow = tokens <= linear_requests.NARROW and format != "f16"
+    narrow = tokens <= NARROW and format != "f16"
     x = "fp32" if narrow else kind
     yield attention_requests.prefill_qkv(
         machine, layout(joined, model.hidden), heads, tokens, x=x, norm=narrow, eps=EPS
@@ -86,11 +87,24 @@ def prefill_kernels(
         machine, layout(2 * model.inner, model.hidden), tokens, x=x, norm=narrow, eps=EPS
     )
     yield linear_requests.prefill_linear(machine, layout(model.hidden, model.inner), tokens, x=kind, residual=True)
-    if format == "e4m3fn" and machine.e4m3 and not narrow:
-        plain = linear_requests.prefill_linear(
-            machine, layout(model.hidden, model.inner), tokens, x=kind, residual=True
-        )
-        yield linear_requests.eight_bit(plain, machine)
+
+
+def eight_bit_kernels(machine: Architecture, model: Model, tokens: int = 2048) -> Iterator[KernelRequest]:
+    """Products of large steps whose activations are 8-bit floats as their weights are, and what makes those."""
+    fmt, kind = format_of("e4m3fn"), step_requests.EIGHT_BITS[machine.e4m3]
+    joined = RowLayout(fmt, (model.heads + 2 * model.kv_heads) * model.head, model.hidden)
+    stacked, back = RowLayout(fmt, 2 * model.inner, model.hidden), RowLayout(fmt, model.hidden, model.inner)
+    mixture = Experts(16, 1, SCOUT.hidden, SCOUT.inner, fmt)
+    products = (
+        linear_requests.prefill_linear(machine, back, tokens, x=kind, residual=True),
+        linear_requests.prefill_gate_up(machine, stacked, tokens, x=kind, norm=False, eps=EPS),
+        attention_requests.prefill_qkv(machine, joined, attention_of(model), tokens, x=kind, norm=False, eps=EPS),
+        expert_requests.prefill_gate_up(machine, mixture, 128, x=kind, norm=False, eps=EPS),
+        expert_requests.prefill_down(machine, mixture, 128, True),
+    )
+    yield from (linear_requests.eight_bit(product, machine) for product in products)
+    yield step_requests.norm_rows(machine, model.hidden, kind, EPS)
+    yield step_requests.norm_rows(machine, model.inner, kind, 0.0, x="bf16", norm=False)
 
 
 def attention_kernels(
@@ -115,6 +129,13 @@ def step_kernels(machine: Architecture, model: Model, format: str) -> Iterator[K
         )
     yield step_requests.best_of_tiles(machine, model.vocab // 8)
     yield step_requests.best_of_logits(model.vocab)
+    yield from sample_kernels(machine, model.vocab)
+
+
+def sample_kernels(machine: Architecture, vocab: int) -> Iterator[KernelRequest]:
+    """What draws a token from logits."""
+    yield sample_calls.tile_bests(machine, vocab)
+    yield sample_calls.draw(machine, vocab)
 
 
 def expert_kernels(machine: Architecture, count: int, top: int, format: str) -> Iterator[KernelRequest]:

@@ -27,6 +27,7 @@ POISON = 0xFF
 
 TYPES = {
     "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "i32": torch.int32, "u32": torch.uint32,
+    "i64": torch.int64,
     "u8": torch.uint8, "fp8e4nv": torch.float8_e4m3fn, "fp8e4b8": torch.float8_e4m3fnuz,
 }  # fmt: skip
 GUARD = 4096
@@ -49,6 +50,8 @@ class Machine:
         largest = {name: max(getattr(bucket, name) for bucket in self.plan.buckets) for name in ("tokens", "rows")} | {
             "sequences": 64
         }
+        encoder = self.plan.encoder
+        largest |= {"image_rows": largest["tokens"], "vision_tokens": encoder.most_rows if encoder else 0}
         size = evaluate(buffer.bytes, largest | self.variables)
         memory = torch.full((size + GUARD,), POISON, dtype=torch.uint8)
         if buffer.role == "weights":
@@ -72,9 +75,28 @@ class Machine:
         for launch in bucket.steps(result):
             self.launch(self.plan.kernels[launch.kernel], launch, bound)
         self.check(bound)
-        kind, name = (np.float32, "logits") if result == "logits" else (np.int32, "best")
+        name = {"logits": "logits", "greedy": "best", "sample": "sampled"}[result]
+        kind = np.float32 if result == "logits" else np.int32
         size = evaluate(self.plan.buffer(name).bytes, bound)
         return self.memory[name][:size].numpy().view(kind).reshape(bound["rows"], -1).copy()
+
+    def encode(self, inputs: dict[str, np.ndarray], variables: dict[str, int]) -> np.ndarray:
+        """One run of the image encoder, as a step; what it gives, f32, empty where that is in the cache."""
+        assert self.plan.encoder is not None
+        bound = self.variables | variables
+        for buffer in self.plan.buffers:
+            if buffer.role in ("scratch", "image_input", "image_output"):
+                self.memory[buffer.name].fill_(POISON)
+        for name, values in inputs.items():
+            flat = torch.from_numpy(np.ascontiguousarray(values).view(np.uint8).reshape(-1).copy())
+            assert len(flat) <= evaluate(self.plan.buffer(name).bytes, bound), name
+            self.memory[name][: len(flat)] = flat
+        for launch in self.plan.encoder.launches:
+            self.launch(self.plan.kernels[launch.kernel], launch, bound)
+        self.check(bound)
+        outputs = [b for b in self.plan.buffers if b.role == "image_output"]
+        found = [self.memory[b.name][: evaluate(b.bytes, bound)].numpy().view(np.float32).copy() for b in outputs]
+        return found[0] if found else np.zeros(0, np.float32)
 
     def launch(self, kernel: Kernel, launch: Launch, bound: dict[str, int]) -> None:
         """One launch: addresses as tensors over the rest of their buffer, constants as they are."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llamac.artifact.launch_plan import LaunchPlan, attention_tiles
+from llamac.artifact.launch_plan import SAMPLING_WORDS, LaunchPlan, attention_tiles
 from llamac.artifact.launch_plan_file import write_plan
 from llamac.artifact.read import Artifact
 
@@ -91,9 +91,18 @@ class PlanSimulator:
         self._process.stdin.close()
         self._process.wait(timeout=30)
 
-    def step(self, rows: Rows, result: str = "logits") -> Array:
-        """Logits f32 [wanted, vocab], or the best token of each wanted row, i32 [wanted]."""
-        bucket = self.plan.choose(len(rows.ids), len(rows.wanted), rows.longest_run)
+    def encode(self, vision_tokens: int = 1, **inputs: Array) -> Array:
+        """One run of the image encoder, inputs by the names of its arguments."""
+        given = {f"image.{name}": values for name, values in inputs.items()}
+        return np.asarray(self._ask("encode", given, {"vision_tokens": vision_tokens}))
+
+    def step(self, rows: Rows, result: str = "logits", sampling: Array | None = None, **pictures: Array) -> Array:
+        """Logits f32 [wanted, vocab], the best token of each wanted row, i32 [wanted], or what `sampling` draws.
+
+        pictures: what the rows show of them, by the names of the step's inputs; nothing unless given.
+        """
+        shown = len(pictures.get("image_embeddings", ()))
+        bucket = self.plan.choose(len(rows.ids), len(rows.wanted), rows.longest_run, shown > 0)
         ids, positions, sequences = list(rows.ids), list(rows.positions), list(rows.sequences)
         wanted = list(rows.wanted)
         if bucket.is_replayed:
@@ -101,20 +110,36 @@ class PlanSimulator:
             ids, positions = ids + [0] * short, positions + [0] * short
             sequences += [SEQUENCES - 1] * short
             wanted += [0] * (bucket.rows - len(wanted))
-        variables = {"tokens": len(ids), "rows": len(wanted), "sequences": SEQUENCES}
+        variables = {"tokens": len(ids), "rows": len(wanted), "sequences": SEQUENCES, "image_rows": shown}
         inputs = {
             "token_ids": ids, "positions": positions, "sequence_of_token": sequences, "logit_rows": wanted,
             **self.tables,
         }  # fmt: skip
+        if sampling is not None:
+            short = len(wanted) - len(sampling)
+            inputs["sampling"] = np.concatenate([sampling, np.zeros((short, SAMPLING_WORDS), np.int32)])
         tiled = [b for b in self.plan.buffers if b.tile_tokens]
         if not bucket.is_replayed and tiled:
             tiles = attention_tiles(sequences, tiled[0].tile_tokens)
             most = min(len(ids), -(-len(ids) // tiled[0].tile_tokens) + SEQUENCES)
             inputs[tiled[0].name] = [*tiles, *[(0, 0)] * (most - len(tiles))]
         arrays = {name: np.asarray(values, np.int32) for name, values in inputs.items()}
+        arrays |= self._shown(pictures, len(ids))
         found = self._ask("step", bucket.name, result, arrays, variables)
         kept = found[: len(rows.wanted)]
-        return kept if result == "logits" else kept[:, 0]
+        return kept[:, 0] if result == "greedy" else kept
+
+    def _shown(self, pictures: dict[str, Array], tokens: int) -> dict[str, Array]:
+        """The inputs of a step that speak of pictures, filled up for rows of padding."""
+        known = {b.name for b in self.plan.buffers if b.role == "input"}
+        found = {}
+        for name, nothing in (("image_rows", -1), ("vision_start", 0), ("vision_stop", 0)):
+            if name in known:
+                given = np.asarray(pictures.get(name, []), np.int32)
+                found[name] = np.concatenate([given, np.full(tokens - len(given), nothing, np.int32)])
+        if "image_embeddings" in pictures:
+            found["image_embeddings"] = np.asarray(pictures["image_embeddings"], np.float32)
+        return found
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None

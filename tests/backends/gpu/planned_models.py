@@ -17,6 +17,7 @@ from llamac.artifact.launch_plan_file import read_plan, write_plan
 from llamac.backends.gpu.architectures import architecture
 from llamac.backends.gpu.build import PlanRequest, wanted_kernels, written
 from llamac.backends.gpu.compile import CompiledKernel, Parameter
+from llamac.backends.gpu.encoder_calls import encoder_calls
 from llamac.backends.gpu.launches import bucket_calls, buffers, step_shapes
 from llamac.backends.gpu.request import KernelRequest
 from llamac.backends.gpu.toolchain import load_kernel
@@ -111,10 +112,12 @@ def planned(
     quantization = parse_quantization(quantize)
     compiled = compile_graph(checkpoint, quantization, kv, max_tokens, None, [], kind="gpu", share=share)
     row = architecture(machine)
-    buckets = [bucket_calls(compiled.module, compiled.placed, row, units, s) for s in step_shapes(max_tokens)]
-    memory = buffers(compiled.module, buckets, "weights/gpu-rows16.bin", compiled.limits.weight_bytes)
+    shapes = step_shapes(max_tokens, compiled.module)
+    buckets = [bucket_calls(compiled.module, compiled.placed, row, units, shape) for shape in shapes]
+    encoder = encoder_calls(compiled.image, compiled.placed, row, units) if compiled.image is not None else None
+    memory = buffers(compiled.module, buckets, "weights/gpu-rows16.bin", compiled.limits.weight_bytes, encoder)
     request = PlanRequest(
-        "test", row, False, buckets, memory, compiled.limits.vocab, 256, share.ranks, min(share.rank, 1)
+        "test", row, False, buckets, memory, compiled.limits.vocab, 256, share.ranks, min(share.rank, 1), encoder
     )
     kernels = {key: described(*item) for key, item in wanted_kernels([request]).items()}
     (plan,) = written([request], kernels).plans

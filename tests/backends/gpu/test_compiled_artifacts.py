@@ -125,8 +125,8 @@ def test_a_model_that_does_not_fit(tmp_path: Path) -> None:
 
 
 def test_pictures(tmp_path: Path) -> None:
-    """Attention to vision tokens has no kernel; pictures among the text are left out, which the ledger says."""
-    assert refused(tmp_path, "llama-3.2-11b-vision", "h200").code == "LLC0605"
+    """Several GPUs share no attention to vision tokens and no image encoder: refused, or left out and said to be."""
+    assert refused(tmp_path, "llama-3.2-11b-vision", "h200:2").code == "LLC0605"
     (entry,) = left_out(open_source("llama-4-scout", random_weights=0).config)
     assert (entry.kind, entry.where) == ("absent", "pictures") and entry.kind in STRICT_KINDS
 

@@ -46,6 +46,7 @@ def test_a_dense_layer_decodes_in_five_launches(name: str, quantize: str) -> Non
             assert set(by_layer(bucket).values()) == {5}, bucket.name
             assert len(bucket.launches) == 5 * len(by_layer(bucket)) + 2
             assert len(bucket.tails["logits"]) == 1 and len(bucket.tails["greedy"]) == 2
+            assert len(bucket.tails["sample"]) == 3
 
 
 def test_a_layer_with_experts_decodes_in_nine_launches() -> None:
@@ -67,8 +68,9 @@ def test_bytes_of_a_decode_step(name: str, quantize: str, context: int) -> None:
     graph, placed = found.compiled.module, found.compiled.placed
     seen = [min(context, g.type.chunk or context) * g.type.page_bytes // g.type.page for g in kv_groups(graph.step)]
     floor = bytes_per_token(graph, placed) + sum(seen)
-    actual = moved(found.plan, bucket.steps("greedy"), Step(1, context))
-    assert floor <= actual <= 1.03 * floor, f"{actual / floor:.4f} of the floor"
+    for result in ("greedy", "sample"):
+        actual = moved(found.plan, bucket.steps(result), Step(1, context))
+        assert floor <= actual <= 1.03 * floor, f"{result}: {actual / floor:.4f} of the floor"
 
 
 def test_every_address_lies_in_its_buffer() -> None:

@@ -81,7 +81,10 @@ def _activations(kernel: Kernel, name: str, step: Step) -> int:
 
 
 def _scratch(kernel: Kernel, name: str, step: Step) -> int:
-    """Parts of split work, which are written and read again."""
+    """Parts of split work, which are written and read again, and what is drawn from."""
+    if name in ("tile_bests", "draw"):
+        listed = _number(kernel, "TILES") * _number(kernel, "LISTED")
+        return step.tokens * (4 * _number(kernel, "N") * (name == "tile_bests") + 8 * listed)
     if not _size(kernel, "partial_ptr"):
         return 0
     splits = _number(kernel, "SPLITS")

@@ -17,6 +17,7 @@ from emitted_models import Floats, Notes, Running, interpreted, lowered, written
 from tiny_llama import TinyShape, relative_error, some_ids
 from tiny_llama4 import Tiny4
 
+from llamac.errors import LlamacError
 from llamac.models.checkpoint import Checkpoint
 from llamac.models.sources import open_source
 
@@ -28,9 +29,11 @@ LLAMAS = {
     "tied": TinyShape(group=2, width=128, inner=128, tied=True),
     "untied": TinyShape(width=96, inner=128, group=1, scaled=False),
     "odd": TinyShape(group=4, head_dim=32),
+    "narrow": TinyShape(head_dim=24),
     "bf16": TinyShape(width=96, inner=128, dtype="bf16"),
 }
-"""Name -> shape: sizes of whole groups of 32 or not, rope scaling or none, one query head for a key head or several."""
+"""Name -> shape: sizes of whole groups of 32 or not, rope scaling or none, one query head for a key head or several,
+and heads that ONNX Runtime does not rotate within its attention."""
 
 MIXTURES = {"one": Tiny4(), "two": Tiny4(top_k=2, experts=5, tied=True, interval=2), "dense": Tiny4(experts=0)}
 IDS = some_ids(131, 21)
@@ -63,6 +66,14 @@ def check_steps(folder: Path, reference: Floats) -> None:
     for start, end in ((0, 11), (11, 18), (18, 19), (19, 20), (20, 21)):
         found.append(running.step([IDS[start:end]])[0])
     assert relative_error(np.concatenate(found), reference) < TOLERANCE
+
+
+def test_heads_that_onnxruntime_does_not_take(tmp_path: Path) -> None:
+    """Refused by the layer's name, not when it runs."""
+    shape = TinyShape(head_dim=12)
+    source = tiny_llama.save_checkpoint(tiny_llama.make_reference(shape), shape, tmp_path / "source")
+    with pytest.raises(LlamacError, match=r"LLC0932 layers\.0.* multiple of 8 numbers, not of 12.*--to onnx"):
+        written(open_source(source), tmp_path, "contributed")
 
 
 @pytest.mark.parametrize("form", FORMS)

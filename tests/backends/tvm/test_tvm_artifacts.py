@@ -27,6 +27,7 @@ llamac.compile(sys.argv[1], target=["tvm:llvm", "tvm:webgpu"], output=sys.argv[2
 """
 
 
+@pytest.mark.slow
 def test_the_same_input_gives_the_same_bytes(tiny_source: Path, artifact_of: Any, tmp_path: Path) -> None:
     """In another process, with another seed of hashes."""
     other = tmp_path / "other.llamac"

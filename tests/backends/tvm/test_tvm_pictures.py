@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from llamac.backends.tvm.step_run import EncoderRun, StepRun
 from llamac.errors import LlamacError
 from llamac.recording import stored_image_module, stored_module, stored_weights, weight_arrays
 from llamac.runtime.images.mllama_spans import encoder_input
+from llamac.runtime.images.placed import PicturePrompt
+from llamac.runtime.session import Feed
 
 TOLERANCE = 1e-5
 OPTIONS: dict[str, Any] = {"quantize": "f32", "kv": "f32", "context": 1024, "validate": False, "max_step_tokens": 256}
@@ -77,15 +80,71 @@ def test_mllama(tmp_path: Path) -> None:
     assert relative_error(np.concatenate([logits, rest]), mllama_logits(reference, prompt)) < TOLERANCE
 
 
+TARGETS = {"target": ["x86-64-v3", "tvm:llvm"], **OPTIONS}
+TEXT = "Both <|image|><|image|>of them, and<|image|>."
+SHOWN = ((20, 100, 2), (25, 27, 3), (60, 50, 1))
+
+
+def _logits(model: Any, prompt: PicturePrompt, cuts: tuple[int, ...]) -> Any:
+    """The logits of every position, its ids given in pieces that end at `cuts`."""
+    found = []
+    with closing(model.session.open()) as sequence:
+        model.session.place(sequence, prompt.images)
+        for start, stop in pairwise([0, *cuts, len(prompt.ids)]):
+            ids = prompt.ids[start:stop]
+            found.append(model.session.step([Feed(sequence, ids, "all")]).copy())
+    return np.concatenate(found)
+
+
 @pytest.mark.slow
-def test_targets_say_what_their_device_does_not_do(tmp_path: Path) -> None:
-    """Llama 4 without its pictures, in the ledger; vision tokens not at all."""
+@pytest.mark.parametrize(("make", "reference"), [(make_llama4, llama4_logits), (make_mllama, mllama_logits)])
+def test_the_device_takes_pictures(make: Any, reference: Any, tmp_path: Path) -> None:
+    """Logits are transformers' however a prompt is cut, in a picture too; greedy text is that of llamac's own code."""
+    meant = make(tmp_path / "source")
+    path = tmp_path / "m.llamac"
+    llamac.compile(tmp_path / "source", output=path, **TARGETS)
+    shown = [picture(*one) for one in SHOWN]
+    texts = {}
+    for device in ("cpu", "tvm"):
+        with llamac.load(path, threads=1, images=4, device=device) as model:
+            prompt = model.encode_with_images(TEXT, shown)
+            made = model.generate(TEXT, images=shown, max_new_tokens=6, ignore_stop_ids=True)
+            texts[device] = made.token_ids
+            if device == "tvm":
+                expected = reference(meant, prompt)
+                for cuts in ((), (2,), (9, 10, 12)):
+                    assert relative_error(_logits(model, prompt, cuts), expected) < TOLERANCE
+                plain = model.encode_with_images("No picture here", [])
+                assert relative_error(_logits(model, plain, (3,)), reference(meant, plain)) < TOLERANCE
+    assert texts["tvm"] == texts["cpu"]
+
+
+@pytest.mark.slow
+def test_sequences_of_one_step_see_their_own_pictures(tmp_path: Path) -> None:
+    make_mllama(tmp_path / "source")
+    llamac.compile(tmp_path / "source", output=tmp_path / "m.llamac", **{**OPTIONS, "target": "tvm:llvm"})
+    with llamac.load(tmp_path / "m.llamac", threads=1, images=2, sequences=2) as model:
+        prompts = [model.encode_with_images("A<|image|>b", [picture(25, 27, n)]) for n in (3, 9)]
+        alone = [_logits(model, prompt, ()) for prompt in prompts]
+        with closing(model.session.open()) as one, closing(model.session.open()) as two:
+            feeds = []
+            for sequence, prompt in zip((one, two), prompts, strict=True):
+                model.session.place(sequence, prompt.images)
+                feeds.append(Feed(sequence, prompt.ids, "all"))
+            together = model.session.step(feeds)
+    assert relative_error(together, np.concatenate(alone)) < TOLERANCE
+    assert relative_error(alone[0], alone[1]) > 100 * TOLERANCE
+
+
+@pytest.mark.slow
+def test_sources_of_kernels_are_those_of_the_step(tmp_path: Path) -> None:
+    """No encoder of Llama 4, which the ledger says; vision tokens not at all."""
     make_llama4(tmp_path / "llama4")
-    llamac.compile(tmp_path / "llama4", target="tvm:llvm", output=tmp_path / "4.llamac", **OPTIONS)
-    with llamac.load(tmp_path / "4.llamac") as model:
-        assert [e["what"] for e in model.manifest["ledger"] if e["where"] == "pictures"]
-        assert len(model.generate("No picture", max_new_tokens=3, ignore_stop_ids=True).token_ids) == 3
+    options = {**OPTIONS, "target": ["x86-64-v3", "tvm:webgpu"]}
+    llamac.compile(tmp_path / "llama4", output=tmp_path / "4.llamac", **options)
+    with Artifact.open(tmp_path / "4.llamac") as artifact:
+        assert [e["what"] for e in artifact.manifest["ledger"] if e["where"] == "pictures"]
     make_mllama(tmp_path / "mllama")
     with pytest.raises(LlamacError) as caught:
-        llamac.compile(tmp_path / "mllama", target="tvm:llvm", output=tmp_path / "3.llamac", **OPTIONS)
+        llamac.compile(tmp_path / "mllama", output=tmp_path / "3.llamac", **options)
     assert caught.value.code == "LLC0943" and "layers.1" in caught.value.where

@@ -34,6 +34,7 @@ from llamac.runtime.session import Feed
 
 TYPES = {
     "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "i32": torch.int32, "u32": torch.uint32,
+    "i64": torch.int64,
     "u8": torch.uint8, "fp8e4nv": torch.float8_e4m3fn, "fp8e4b8": torch.float8_e4m3fnuz,
 }  # fmt: skip
 
@@ -114,8 +115,8 @@ class InterpretedGpu:
         return torch.frombuffer(memory, dtype=torch.uint8).view(TYPES[type_name.removeprefix("*")])
 
 
-def generate(model: Model, prompts: list[list[int]]) -> dict[str, Any]:
-    """Logits of a prompt, of a batch in several steps, and greedy texts."""
+def generate(model: Model, prompts: list[list[int]], sampling: dict[str, Any]) -> dict[str, Any]:
+    """Logits of a prompt, of a batch in several steps, greedy texts, and texts drawn as `sampling` says."""
     session = model.session
     found: dict[str, Any] = {"prompt": model.logits(prompts[0])}
     sequences = [session.open() for _ in prompts]
@@ -126,6 +127,8 @@ def generate(model: Model, prompts: list[list[int]]) -> dict[str, Any]:
         sequence.close()
     texts = model.generate_batch(prompts, max_new_tokens=4, temperature=0.0, ignore_stop_ids=True)
     found["texts"] = np.array([text.token_ids for text in texts])
+    texts = model.generate_batch(prompts, max_new_tokens=4, ignore_stop_ids=True, **sampling)
+    found["drawn"] = np.array([text.token_ids for text in texts])
     return found
 
 
@@ -136,12 +139,12 @@ def main(path: str, architecture: str, out: str) -> None:
     stub = Stub(vendor_of(architecture))
     stub.be(architecture)
     gpu = InterpretedGpu(stub)
-    prompts = json.loads(sys.stdin.read())
+    prompts, sampling = json.loads(sys.stdin.read())
     with load(path, device=stub.vendor, sequences=len(prompts), context=64) as model:
         assert isinstance(model._device, GpuDevice)
         gpu.learn(model._device.launch_plan)
         try:
-            found = generate(model, prompts)
+            found = generate(model, prompts, sampling)
         except LlamacError as error:
             raise AssertionError(f"{error}; {stub.violations()} {gpu.failure}") from error
     assert not gpu.failure, gpu.failure

@@ -6,19 +6,26 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import planned_runs
 import pytest
 from gpu_stub_library import Stub, build
 from planned_models import Planned, Tiny, planned
 from planned_runs import PlannedRun, prompt, running
 
-from llamac.artifact.launch_plan import Bucket, evaluate
+from llamac.artifact.launch_plan import SAMPLED_WORDS, Bucket, evaluate
 from llamac.errors import LlamacError
 from llamac.passes.pipelines import Share
+from llamac.runtime.device_gpu_ranks import LeadingGpu
 from llamac.runtime.gpu import nccl
 from llamac.runtime.gpu.nccl import Nccl, unique_id
+from llamac.runtime.gpu.sampling import sampling_rows
+from llamac.runtime.running_ahead import rows_ahead
+from llamac.runtime.sampler import SamplerOptions
 from llamac.runtime.session import Feed
 
 DENSE = Tiny("bf16", heads=8, kv_heads=4, hidden=64, inner=128, vocab=64)
@@ -112,6 +119,72 @@ def test_one_rank_brings_the_residual() -> None:
     assert residuals[0] > 0 and residuals[1] == 0
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("result", ["greedy", "sample"])
+def test_steps_ahead(nccl_stub: Stub, rank: int, result: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same launches and meetings on every rank; the tokens of the next step are copied on the GPU."""
+    model, group = share_of(DENSE, rank), Nccl("cuda", rank, 2, unique_id("cuda"))
+    sampling = sampling_rows([(SamplerOptions(1.0, top_k=5), 7)]) if result == "sample" else None
+    with running(nccl_stub, model, monkeypatch, collectives=group) as run:
+        device, tables = run.device, np.zeros((1, 1, 1), np.int32)
+        one = np.zeros(1, np.int32)
+        nccl_stub.clear()
+        device.start_ahead(one, one, one, tables, sampling)
+        bucket = run.plan.choose(1, 1, 1)
+        assert seen(run) == expected(run, bucket, result, run.sizes(bucket, 1, 1, 2))
+        nccl_stub.clear()
+        device.start_ahead(None, one + 1, one, tables, sampling)
+        assert seen(run) == [] and len(nccl_stub.log("replay")) == len(nccl_stub.log("copy_within")) == 1
+        shapes = [device.finish_ahead().shape for _ in range(2)]
+        assert shapes == [(1, 1 if sampling is None else SAMPLED_WORDS)] * 2
+        with pytest.raises(ValueError, match="no step is on its way"):
+            device.finish_ahead()
+
+
+class Orders:
+    """Another rank that notes what it is asked, and answers as it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answers: list[str | None] = []
+
+    def order(self, name: str, given: tuple[Any, ...]) -> None:
+        self.asked.append(name)
+        self.answers.append(None)
+
+    def answer(self) -> str | None:
+        return self.answers.pop(0)
+
+    def end(self) -> None:
+        self.asked.append("end")
+
+
+def test_the_other_ranks_run_ahead_as_well(nccl_stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps are ordered before an answer is taken; what a rank refuses is said; later steps are in time again."""
+    other, group = Orders(), Nccl("cuda", 0, 2, unique_id("cuda"))
+    made = partial(LeadingGpu, [other])
+    monkeypatch.setattr(planned_runs, "GpuDevice", lambda *given, collectives, **_: made(*given, None, collectives))
+    with running(nccl_stub, share_of(DENSE, 0), monkeypatch, collectives=group) as run:
+        sequence = run.session.open()
+        sequence.reserve(9, 0)
+        found = rows_ahead(run.session, [sequence], [3], 4)
+        next(found)
+        assert other.asked == ["start_ahead", "start_ahead", "finish_ahead"] and not other.answers
+        next(found)
+        assert other.asked[3:] == ["start_ahead", "finish_ahead"]
+        found.close()
+        assert other.asked[5:] == ["forget_ahead"] and not other.answers
+        run.session.step([Feed(sequence, [1])])
+        assert other.asked[6:] == ["step"] and not other.answers
+        found = rows_ahead(run.session, [sequence], [3], 4)
+        next(found)
+        monkeypatch.setattr(other, "answer", lambda: other.answers.pop(0) or "rank 1 has ended")
+        with pytest.raises(LlamacError, match=r"LLC0868.*rank 1 has ended"):
+            next(found)
+        monkeypatch.undo()
+        assert not other.answers
+
+
 @pytest.mark.parametrize("call", ["ncclCommInitRank", "ncclAllReduce", "ncclAllGather"])
 def test_a_call_that_fails(nccl_stub: Stub, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Named, with the library's word for it; and nothing is left allocated."""
@@ -158,6 +231,12 @@ with llamac.load(sys.argv[1], device="hip", say=lambda line: None) as model:
     model.session.prefill(sequence, [1, 2, 3])
     for _ in range(4):
         model.session.step([Feed(sequence, [5])])
+    text = model.generate([5], max_new_tokens=5, ignore_stop_ids=True)
+    print(len(text.token_ids), device._owed)
+    given = [numpy.zeros(1, numpy.int32)] * 2 + [numpy.zeros((1, 1, 1), numpy.int32)]
+    for ids in (given[0], None):
+        device.start_ahead(ids, *given, numpy.zeros((1, 8), numpy.int32))
+    print([device.finish_ahead().shape for _ in range(2)], device._owed)
     print(type(device).__name__, len(device._others), [o._process.poll() for o in device._others])
 print([o._process.poll() for o in device._others])
 """
@@ -187,6 +266,6 @@ def test_a_process_for_each_gpu(for_two: Path, tmp_path: Path, devices: int) -> 
     command = [sys.executable, "-c", RUN, str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     if devices == 2:
-        assert done.stdout.splitlines() == ["LeadingGpu 1 [None]", "[0]"], done.stderr
+        assert done.stdout.splitlines() == ["5 0", "[(1, 132), (1, 132)] 0", "LeadingGpu 1 [None]", "[0]"], done.stderr
     else:
         assert "LLC0868" in done.stderr and "LLC0862 hip:1" in done.stderr and done.returncode != 0

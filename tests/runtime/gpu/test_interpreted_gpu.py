@@ -19,9 +19,11 @@ from llamac.ir.interpreter import Interpreter
 from llamac.ir.kv_groups import whole_sequences
 from llamac.models.random_weights import random_checkpoint
 from llamac.passes.pipelines import parse_quantization
+from llamac.runtime.sampler import Sampler, SamplerOptions
 
 PROMPTS = [[7, 0, 34, 3, 21, 9, 30], [5, 6, 12], [1, 2, 3, 4]]
 NEW_TOKENS = 4
+SAMPLING: dict[str, Any] = {"temperature": 3.0, "top_k": 20, "top_p": 0.95, "seed": 5}
 TOLERANCE = 3e-6
 """Largest error of an f32 logit, relative to the largest."""
 
@@ -35,12 +37,13 @@ def _meaning(prompts: list[list[int]]) -> list[Any]:
     return np.split(np.asarray(found, np.float64), np.cumsum([len(p) for p in prompts])[:-1])
 
 
-def _greedy() -> list[list[int]]:
+def _texts(samplers: list[Sampler]) -> list[list[int]]:
+    """What the host's sampler makes of the meaning."""
     texts: list[list[int]] = [[] for _ in PROMPTS]
     for _ in range(NEW_TOKENS):
         logits = _meaning([prompt + text for prompt, text in zip(PROMPTS, texts, strict=True)])
-        for text, rows in zip(texts, logits, strict=True):
-            text.append(int(rows[-1].argmax()))
+        for text, rows, sampler in zip(texts, logits, samplers, strict=True):
+            text.append(sampler.sample(rows[-1]).token_id)
     return texts
 
 
@@ -57,9 +60,11 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_compiled_model_on_an_interpreted_gpu(artifact: Path, architecture: str, tmp_path: Path) -> None:
     program = Path(__file__).with_name("interpreted_gpu.py")
     command = [sys.executable, str(program), str(artifact), architecture, str(tmp_path / "found.npz")]
-    done = subprocess.run(command, input=json.dumps(PROMPTS), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=json.dumps([PROMPTS, SAMPLING]), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found, expected = np.load(tmp_path / "found.npz"), _meaning(PROMPTS)
     assert relative_error(found["prompt"], expected[0]) < TOLERANCE
     assert relative_error(found["batch"], np.stack([rows[-1] for rows in expected])) < TOLERANCE
-    assert found["texts"].tolist() == _greedy()
+    assert found["texts"].tolist() == _texts([Sampler(SamplerOptions()) for _ in PROMPTS])
+    drawn = _texts([Sampler(SamplerOptions(**SAMPLING)) for _ in PROMPTS])
+    assert found["drawn"].tolist() == drawn != found["texts"].tolist()

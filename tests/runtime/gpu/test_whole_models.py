@@ -62,14 +62,19 @@ CAPTURE = ("begin_capture", "launch", "instantiate")
 
 
 @pytest.mark.parametrize(
-    ("dtype", "quantize", "experts"),
-    [("bf16", "keep", 0), ("bf16", "int4:g64:asym", 0), ("bf16", "fp8", 0), ("f32", "keep", 4)],
+    ("dtype", "quantize", "kv", "experts"),
+    [
+        ("bf16", "keep", "bf16", 0),
+        ("bf16", "int4:g64:asym", "bf16", 0),
+        ("bf16", "fp8", "fp8", 0),
+        ("f32", "keep", "f32", 4),
+    ],
 )
 def test_every_launch_is_the_plans(
-    cuda: Stub, monkeypatch: pytest.MonkeyPatch, dtype: str, quantize: str, experts: int
+    cuda: Stub, monkeypatch: pytest.MonkeyPatch, dtype: str, quantize: str, kv: str, experts: int
 ) -> None:
     cuda.be("sm_90")
-    model = planned(Tiny(dtype, experts=experts).config(), "sm_90", quantize, kv=dtype)
+    model = planned(Tiny(dtype, experts=experts).config(), "sm_90", quantize, kv=kv)
     with running(cuda, model, monkeypatch, context=256, sequences=2) as run:
         whole_steps(run)
 
@@ -128,7 +133,7 @@ def moved_bytes(run: PlannedRun, context: int) -> int:
         ("llama-3.2-1b", "keep", "bf16", "sm_90"),
         ("llama-3.2-1b", "keep", "bf16", "sm_80"),
         ("llama-3.1-8b", "int4:g128", "bf16", "sm_90"),
-        ("llama-3.1-8b", "fp8", "bf16", "sm_90"),
+        ("llama-3.1-8b", "fp8", "fp8", "sm_90"),
     ],
 )
 def test_a_decode_step_moves_little_more_than_it_must(

@@ -15,9 +15,22 @@ from typing import Any
 import numpy as np
 from gpu_stub_library import Stub
 
-from llamac.artifact.launch_plan import Bucket, Buffer, Expression, Kernel, KernelParameter, Launch, LaunchPlan, Pointer
+from llamac.artifact.launch_plan import (
+    LISTED,
+    SAMPLED_WORDS,
+    SAMPLING_WORDS,
+    Bucket,
+    Buffer,
+    Expression,
+    Kernel,
+    KernelParameter,
+    Launch,
+    LaunchPlan,
+    Pointer,
+)
 from llamac.artifact.launch_plan_file import write_plan
 from llamac.artifact.write import ArtifactWriter
+from llamac.runtime.sampler import SamplerOptions, candidates, log_normalizer
 
 VOCAB, PAGE_TOKENS, PAGE_BYTES, WEIGHT_BYTES = 260, 4, 64, 4096
 TILE = 4
@@ -26,15 +39,19 @@ KERNELS = {
     "see_tiles": (2, 1),
     "answer": (7, 2),
     "best": (2, 0),
+    "draw": (4, 0),
 }
 """Kernel -> how many pointers and how many integers it takes."""
+
+LASTS = {"greedy": "best", "sample": "draw"}
+"""Result -> the kernel that finds it in the logits."""
 
 TYPES = {"logits_ptr": "*fp32", "weights_ptr": "*u8"}
 PLACES = {
     "token_ids_ptr": "token_ids", "positions_ptr": "positions", "owners_ptr": "sequence_of_token",
     "tables_ptr": "page_tables", "cache_ptr": "cache", "counter_ptr": "counters", "tiles_ptr": "attention_tiles",
     "scratch_ptr": "arena", "rows_ptr": "logit_rows", "weights_ptr": "weights", "logits_ptr": "logits",
-    "best_ptr": "best",
+    "best_ptr": "best", "sampling_ptr": "sampling", "chosen_ptr": "chosen", "sampled_ptr": "sampled",
 }  # fmt: skip
 
 
@@ -67,7 +84,8 @@ def toy_plan(architecture: str, code: str, target: str = "toy") -> LaunchPlan:
         arguments = tuple(Pointer(PLACES[p.name], 0) if p.is_pointer else p.name for p in kernel.parameters)
         return Launch(names.index(name), (blocks, 1, 1), arguments, f"layers.0.{name}")
 
-    tails = {"logits": (launch("answer", "rows"),), "greedy": (launch("answer", "rows"), launch("best", "rows"))}
+    tails = {"logits": (launch("answer", "rows"),)}
+    tails |= {name: (launch("answer", "rows"), launch(last, "rows")) for name, last in LASTS.items()}
     plain = (launch("remember", "tokens"),)
     tiles: Expression = ("add", ("ceil_div", "tokens", TILE), "sequences")
     buckets = (
@@ -107,8 +125,11 @@ def _buffers(tiles: Expression) -> tuple[Buffer, ...]:
         i32("page_tables", ("mul", "sequences", "table_width")),
         i32("logit_rows", "rows"),
         i32("attention_tiles", ("mul", 2, tiles), tile_tokens=TILE),
+        i32("sampling", ("mul", SAMPLING_WORDS, "rows")),
         Buffer("logits", "output", ("mul", "rows", 4 * VOCAB), "f32"),
         Buffer("best", "output", ("mul", "rows", 4), "i32"),
+        Buffer("chosen", "output", ("mul", "rows", 4), "i32"),
+        Buffer("sampled", "output", ("mul", "rows", 4 * SAMPLED_WORDS), "i32"),
     )
 
 
@@ -259,6 +280,32 @@ class ToyGpu:
     def _best(self, x: int, logits: int, out: int) -> None:
         found = np.ctypeslib.as_array((ctypes.c_float * (x * VOCAB)).from_address(logits)).reshape(x, VOCAB)
         int32s(out, x)[:] = found.argmax(1)
+
+    def _draw(self, x: int, logits: int, sampling: int, chosen: int, sampled: int) -> None:
+        rows = np.ctypeslib.as_array((ctypes.c_float * (x * VOCAB)).from_address(logits)).reshape(x, VOCAB)
+        options = int32s(sampling, x * SAMPLING_WORDS).reshape(x, SAMPLING_WORDS)
+        found = np.zeros((x, SAMPLED_WORDS), np.int32)
+        for row, words, out in zip(rows, options, found, strict=True):
+            out[:] = drawn(row, words)
+        int32s(chosen, x)[:] = np.maximum(found[:, 0], 0)
+        int32s(sampled, found.size)[:] = found.reshape(-1)
+
+
+def drawn(logits: np.ndarray[Any, np.dtype[np.float32]], words: np.ndarray[Any, np.dtype[np.int32]]) -> Any:
+    """What a row of options asks for, as `kernels/sample.py` answers it; of numpy and the host's sampler."""
+    floats, out = words.view(np.float32), np.zeros(SAMPLED_WORDS, np.int32)
+    order = np.argsort(-logits, kind="stable")[:LISTED]
+    normalizer, token = log_normalizer(logits), int(order[0])
+    if floats[2] > 0:
+        uniform = ((int(words[1]) & 0xFFFF_FFFF) << 21 | int(words[0])) * 2.0**-53
+        given = SamplerOptions(float(floats[2]), int(words[3]), float(floats[4]), float(np.exp(floats[5])))
+        ids, weights = candidates(logits, given)
+        mass = np.cumsum(weights)
+        token = int(ids[min(np.searchsorted(mass, uniform * mass[-1], side="right"), len(ids) - 1)])
+    out[0] = token
+    out[1:3] = np.array([logits[token] - normalizer, normalizer], np.float32).view(np.int32)
+    out[4 : 4 + LISTED], out[4 + LISTED :] = order, logits[order].view(np.int32)
+    return out
 
 
 def int32s(address: int, count: int) -> np.ndarray[Any, np.dtype[np.int32]]:

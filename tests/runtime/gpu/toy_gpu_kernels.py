@@ -36,3 +36,12 @@ def answer(rows_ptr, positions_ptr, owners_ptr, tables_ptr, cache_ptr, weights_p
 def best(logits_ptr, best_ptr):
     """The place of the largest logit of each row."""
     tl.store(best_ptr + tl.program_id(0), tl.load(logits_ptr + tl.program_id(0)).to(tl.int32))
+
+
+@triton.jit
+def draw(logits_ptr, sampling_ptr, chosen_ptr, sampled_ptr):
+    """A token for each row."""
+    row = tl.program_id(0)
+    found = tl.load(logits_ptr + row).to(tl.int32) + tl.load(sampling_ptr + row * 8)
+    tl.store(chosen_ptr + row, found)
+    tl.store(sampled_ptr + row, found)
