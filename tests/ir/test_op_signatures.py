@@ -324,6 +324,7 @@ REFUSED: list[tuple[str, list[Type], dict[str, Attribute], str]] = [
     ("append", [CACHE, tensor(T, 32, F32), *ROWS], {"layer": 2, "heads": 4}, "layer 2 is outside"),
     ("append", [CACHE, tensor(T, 32, F32), *ROWS, tensor(2, F32)], {"layer": 0, "heads": 4}, "must hold f32 scales"),
     ("cache_scales", [], {"key": 0.0, "value": 1.0, "heads": 2}, "must be positive numbers, not 0.0"),
+    ("cache_scales", [], {"key": 1.0, "value": 1e-60, "heads": 2}, "must be positive numbers, not 1.0 and 1e-60"),
     ("cache_scales", [], {"key": 1.0, "value": 1.0, "heads": 0}, "must be positive"),
     ("append", [CACHE, tensor(T, 30, F32), *ROWS], {"layer": 0, "heads": 4}, "does not hold 4 q, 2 k"),
     ("append", [CACHE, tensor(T, 32, F32), ROWS[0], TABLE, ROWS[2]], {"layer": 0, "heads": 4}, "must be i32"),

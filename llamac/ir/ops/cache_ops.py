@@ -232,9 +232,13 @@ def attended(
     return np.asarray((softmax_rows(scores) @ values).reshape(-1))
 
 
+_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+"""What a scale may be: it is stored as f32, and what it divides stays finite."""
+
+
 def _infer_cache_scales(s: Signature) -> Sequence[Type]:
     values = [s.attributes[name] for name in ("key", "value")]
-    if not all(isinstance(v, float) and 0 < v < float("inf") for v in values):
+    if not all(isinstance(v, float) and _LEAST <= v <= _MOST for v in values):
         raise OpError(f"scales of a cache must be positive numbers, not {values[0]} and {values[1]}")
     return [TensorType((2 * s.positive("heads"),), F32)]
 
