@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import their oracle and driver, beside them, and says which processors are built for."""
+"""Lets the tests of this folder import their oracle and driver, beside them, and says what is built for."""
 
 from __future__ import annotations
 
