@@ -124,6 +124,15 @@ def _share(chosen: Sequence[int], threads: int) -> float:
     return sum(n == threads for n in chosen) / len(chosen)
 
 
+def test_now_and_then_a_busy_moment_costs_little(crowds: MakeCrowd) -> None:
+    """Other programs that run for 60 ms of every second take a fifth of the next one, after the first as after many."""
+    crowd = crowds(2)
+    for _ in range(30):
+        crowd.run(60, free=1)
+        after = crowd.run(940, free=2)
+        assert sum(3 for threads in after if threads == 1) < 200, after
+
+
 @pytest.mark.parametrize(("threads", "free"), [(2, 1), (4, 3), (16, 9), (64, 60)])
 def test_as_many_threads_run_as_find_a_processor(crowds: MakeCrowd, threads: int, free: int) -> None:
     crowd = crowds(threads)

@@ -23,6 +23,7 @@
 typedef struct {
     uint32_t active;      /* threads that take part in a run */
     int adapts, sampling; /* whether `active` ever changes; whether it is time to look at the delays */
+    int suspected;        /* all threads ran, and the last look found some late */
     uint64_t started;     /* when this run began */
     uint64_t busy;        /* nanoseconds of runs since the delays were looked at last */
     uint64_t retry, retry_after; /* when to try more threads, and how long after the next failure */
@@ -65,13 +66,23 @@ static inline int llamac_crowd_samples(const llamac_crowd *crowd) {
 
 /* The delays have been looked at: `late` of the active threads lacked a processor for a good part of the time. */
 static inline void llamac_crowd_judge(llamac_crowd *crowd, uint32_t threads, uint32_t late, uint64_t now) {
+    /* One look is not enough: a thread that has slept is often woken on a processor where another one of them runs, and
+     * waits there for some milliseconds although a processor is free. */
+    if (late && crowd->active == threads && !crowd->suspected) {
+        crowd->suspected = 1;
+        crowd->busy = 0;
+        return;
+    }
+    crowd->suspected = 0;
     if (late) {
         const int was_trial = crowd->active == threads && crowd->retry_after < LLAMAC_LAST_RETRY_NANOSECONDS;
         crowd->active -= crowd->active > 1 ? (late + 1) / 2 : 0;
         crowd->retry = now + crowd->retry_after;
         crowd->retry_after *= was_trial ? 2 : 1;
-    } else if (crowd->active == threads && now - crowd->retry > LLAMAC_LAST_RETRY_NANOSECONDS) {
-        crowd->retry_after = LLAMAC_FIRST_RETRY_NANOSECONDS; /* it has been quiet for long */
+    } else if (crowd->active == threads && now > crowd->retry && now - crowd->retry > crowd->retry_after &&
+               crowd->retry_after > LLAMAC_FIRST_RETRY_NANOSECONDS) {
+        crowd->retry_after /= 2; /* it has been quiet for as long as it would have been kept small */
+        crowd->retry = now;
     }
     crowd->busy = 0;
 }
