@@ -39,8 +39,8 @@ KERNEL_HEADERS: tuple[str, ...] = (
     "types.h", "crowding.h", "pool.h", "profile.h", "panels.h", "row_tiles.h", "dense_units.h", "dense_tile_amx.h",
     "peaks.h", "linear_dense.h", "grouped_dots.h", "linear_grouped.h", "grouped_inputs.h", "grouped_tile.h",
     "grouped_tile_amx.h", "grouped_tile_i8mm.h", "grouped_tile_ymm.h", "grouped_gemm.h", "quantize_rows.h", "gated.h",
-    "rms_norm.h", "embedding.h", "rope.h", "kv_pages.h", "attention_page.h", "attention_rows.h", "attention_split.h",
-    "attention.h", "elementwise.h", "heads.h", "qkv.h", "routing.h", "encoder.h", "tokens.h", "gated_add.h", "tiles.h",
+    "rms_norm.h", "embedding.h", "rope.h", "kv_pages.h", "attention_view.h", "attention_int8.h", "attention_page.h",
+    "attention_rows.h", "attention_split.h", "attention.h", "elementwise.h", "heads.h", "qkv.h", "routing.h", "encoder.h", "tokens.h", "gated_add.h", "tiles.h",
     "head.h",
 )  # fmt: skip
 """The kernel library in include order."""

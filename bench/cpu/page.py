@@ -237,6 +237,18 @@ def context_table(results: dict[str, Any]) -> Iterator[str]:
         for row in model["prefill"]:
             yield f"| {name} | {row['tokens']} | {row['tokens'] / row['seconds']:.0f} |"
     yield from ("", "![Decode by context](cpu-context.svg)")
+    yield from _last_steps(results["context"]["models"])
+
+
+def _last_steps(models: dict[str, Any]) -> Iterator[str]:
+    """The last step of prompts that fill a context: its speed, and the memory that it takes."""
+    yield from ("", "| model | context | rows | tokens/s | memory held MB | planned MB | of it new in the step MB |")
+    yield "|---|---|---|---|---|---|---|"
+    for name, model in models.items():
+        for row in model.get("last_step", ()):
+            speed = f"{row['tokens']} | {row['tokens'] / row['seconds']:.0f}"
+            sizes = " | ".join(f"{row[kind] / 1e6:.1f}" for kind in ("peak_bytes", "plan_bytes", "grown_bytes"))
+            yield f"| {name} | {row['context']} | {speed} | {sizes} |"
 
 
 def speculation_table(results: dict[str, Any]) -> Iterator[str]:

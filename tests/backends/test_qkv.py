@@ -161,14 +161,14 @@ def _by_row(layer: Layer, q: Array, cache: Array, positions: Array, sequences: A
     heads = cache.reshape(PAGES, LAYERS, layer.kv_heads, layer.head_bytes)
     front = PAGE * scales
     keys = heads[..., front : front + PAGE * layer.dim * element]
-    keys = keys.reshape(PAGES, LAYERS, layer.kv_heads, PAGE // 16, layer.dim, 16, element)
-    values = heads[..., front + PAGE * layer.dim * element :].reshape(
-        PAGES, LAYERS, layer.kv_heads, PAGE, layer.dim * element
-    )
+    values = heads[..., front + PAGE * layer.dim * element :]
+    pair = 2 if layer.kv == "i8" else 1  # elements that lie side by side
+    keys = keys.reshape(PAGES, LAYERS, layer.kv_heads, PAGE // 16, layer.dim // pair, 16, pair * element)
+    values = values.reshape(PAGES, LAYERS, layer.kv_heads, PAGE // pair, layer.dim, pair, element)
     found, seen = [], 0
     for row, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
         page, slot = pages[sequence, position // PAGE], position % PAGE
-        parts = [keys[page, LAYER, :, slot // 16, :, slot % 16], values[page, LAYER, :, slot]]
+        parts = [keys[page, LAYER, :, slot // 16, :, slot % 16], values[page, LAYER, :, slot // pair, :, slot % pair]]
         parts += [heads[page, LAYER, :, at + 2 * slot : at + 2 * slot + 2] for at in (0, 2 * PAGE) if front]
         cached = np.concatenate([part.reshape(-1) for part in parts])
         seen += int((cached != 0).sum())

@@ -2,9 +2,10 @@
  *
  * The arithmetic of a row is that of attention_page.h: page by page in ascending order, so it depends neither on the
  * other rows nor on threads. Rows that go on where others of their sequence end share the loads of a page (tiles,
- * below); single rows share the pages themselves out to the threads (attention_split.h). With `chunk`, a row at
- * position p sees the keys from p / chunk * chunk on; 0 means all. A row with a range sees the keys start..stop - 1;
- * where that is empty its output is zero. */
+ * below), and many tiles of a KV head go through the pages together (bands), so that memory is read once for all of
+ * them; single rows share the pages themselves out to the threads (attention_split.h). With `chunk`, a row at position
+ * p sees the keys from p / chunk * chunk on; 0 means all. A row with a range sees the keys start..stop - 1; where that
+ * is empty its output is zero. */
 #ifndef LLAMAC_ATTENTION_H
 #define LLAMAC_ATTENTION_H
 
@@ -15,51 +16,83 @@
 #include "types.h"
 
 #define LLAMAC_SMALL_QUERIES 4
+#define LLAMAC_BAND_TILES 32 /* tiles that share the fetch of a page, which stays in the L2 cache meanwhile */
 
-/* Query vectors of one sequence and KV head with one first key, positions (of their last keys) ascending. Entries from
- * `count` on repeat the last one. */
+/* Query vectors, their outputs, and the positions (ascending) of their last keys. */
 typedef struct {
-    size_t count, sequence, kv_head, first_visible;
+    size_t count;
     const float *query[LLAMAC_MOST_QUERIES];
     float *output[LLAMAC_MOST_QUERIES];
     int32_t position[LLAMAC_MOST_QUERIES];
 } llamac_queries;
 
-/* All pages for `count` (a literal) queries, then the outputs of the real ones. */
-LLAMAC_KERNEL void llamac_attend_queries(const int count, llamac_queries *queries, llamac_kv kv, size_t layer,
-                                         size_t kv_heads, size_t head_dim, int type, float scale, const int hides) {
-    const size_t width = llamac_round_up(head_dim, 16), last = queries->count - 1;
-    _Alignas(64) float running[LLAMAC_MOST_QUERIES * LLAMAC_MOST_HEAD_DIM];
-    _Alignas(64) float mixed[LLAMAC_MOST_QUERIES * LLAMAC_MOST_HEAD_DIM];
-    float maximum[LLAMAC_MOST_QUERIES], sum[LLAMAC_MOST_QUERIES];
-    llamac_page_state state;
-    LLAMAC_UNROLL for (int i = 0; i < count; i++) {
-        const size_t source = (size_t)i < last ? (size_t)i : last;
-        queries->query[i] = queries->query[source];
-        queries->position[i] = queries->position[source];
-        maximum[i] = -__builtin_inff();
-        sum[i] = 0.0f;
-    }
-    memset(running, 0, sizeof(float) * (size_t)count * width);
-    const size_t pages = (size_t)queries->position[last] / LLAMAC_PAGE + 1;
-    const size_t visible = queries->first_visible;
-    for (size_t number = visible / LLAMAC_PAGE; number < pages; number++) {
-        const uint8_t *head =
-            llamac_kv_head(kv, queries->sequence, number, layer, kv_heads, queries->kv_head, head_dim, type);
-        const llamac_page page = llamac_page_at(head, NULL, head_dim, type, scale);
-        llamac_attend_page(count, &state, mixed, queries->query, queries->position, &page, number, visible, hides);
-        llamac_merge_page((size_t)count, maximum, sum, running, state.maximum, state.sum, mixed, width);
-    }
-    for (size_t i = 0; i < queries->count; i++)
-        llamac_attention_output(queries->output[i], running + i * width, sum[i], head_dim);
+/* Tiles of one sequence and KV head with one first key. */
+typedef struct {
+    size_t count, sequence, kv_head, first_visible;
+    llamac_queries tile[LLAMAC_BAND_TILES];
+} llamac_band;
+
+/* Running values [query][width], maxima and sums of a tile, in a thread's scratch memory. */
+typedef struct {
+    float *running, *maximum, *sum;
+} llamac_tile_state;
+
+LLAMAC_KERNEL llamac_tile_state llamac_tile_state_at(const llamac_thread *th, size_t tile, size_t width) {
+    float *const running = (float *)th->scratch + tile * LLAMAC_MOST_QUERIES * (width + 2);
+    float *const maximum = running + LLAMAC_MOST_QUERIES * width;
+    return (llamac_tile_state){running, maximum, maximum + LLAMAC_MOST_QUERIES};
 }
 
-LLAMAC_KERNEL void llamac_attend(llamac_queries *queries, llamac_kv kv, size_t layer, size_t kv_heads, size_t head_dim,
-                                 int type, float scale, const int hides) {
-    if (queries->count > LLAMAC_SMALL_QUERIES)
-        llamac_attend_queries(LLAMAC_MOST_QUERIES, queries, kv, layer, kv_heads, head_dim, type, scale, hides);
-    else if (queries->count)
-        llamac_attend_queries(LLAMAC_SMALL_QUERIES, queries, kv, layer, kv_heads, head_dim, type, scale, hides);
+/* A tile that has seen no page; entries from its count on repeat the last one. */
+LLAMAC_KERNEL void llamac_begin_queries(llamac_queries *tile, llamac_tile_state state, size_t width) {
+    for (size_t i = 0; i < LLAMAC_MOST_QUERIES; i++) {
+        const size_t source = i < tile->count ? i : tile->count - 1;
+        tile->query[i] = tile->query[source];
+        tile->position[i] = tile->position[source];
+        state.maximum[i] = -__builtin_inff();
+        state.sum[i] = 0.0f;
+    }
+    memset(state.running, 0, sizeof(float) * LLAMAC_MOST_QUERIES * width);
+}
+
+/* Page `number` for `count` (a literal) queries. */
+LLAMAC_KERNEL void llamac_attend_queries(const int count, const llamac_queries *tile, llamac_tile_state running,
+                                         const llamac_page *page, size_t number, size_t visible, const int hides) {
+    _Alignas(64) float mixed[LLAMAC_MOST_QUERIES * LLAMAC_MOST_HEAD_DIM];
+    llamac_page_state state;
+    llamac_attend_page(count, &state, mixed, tile->query, tile->position, page, number, visible, hides);
+    llamac_merge_page((size_t)count, running.maximum, running.sum, running.running, state.maximum, state.sum, mixed,
+                      page->width);
+}
+
+/* All pages for all tiles, page by page, then the outputs. Of the call only the cache and what is literal counts. */
+LLAMAC_KERNEL void llamac_attend_band(const llamac_thread *th, llamac_band *band, const llamac_attention_call *call) {
+    const size_t head_dim = call->head_dim, width = llamac_round_up(head_dim, 16), visible = band->first_visible;
+    size_t pages = 0;
+    for (size_t t = 0; t < band->count; t++) {
+        const size_t seen = (size_t)band->tile[t].position[band->tile[t].count - 1] / LLAMAC_PAGE + 1;
+        pages = seen > pages ? seen : pages;
+        llamac_begin_queries(&band->tile[t], llamac_tile_state_at(th, t, width), width);
+    }
+    for (size_t number = visible / LLAMAC_PAGE; number < pages; number++) {
+        const uint8_t *head = llamac_kv_head(call->kv, band->sequence, number, call->layer, call->kv_heads,
+                                             band->kv_head, head_dim, call->type);
+        const llamac_page page = llamac_page_at(head, NULL, head_dim, call->type, call->scale);
+        for (size_t t = 0; t < band->count; t++) {
+            const llamac_queries *const tile = &band->tile[t];
+            const llamac_tile_state state = llamac_tile_state_at(th, t, width);
+            if ((size_t)tile->position[tile->count - 1] / LLAMAC_PAGE < number) continue;
+            if (tile->count > LLAMAC_SMALL_QUERIES)
+                llamac_attend_queries(LLAMAC_MOST_QUERIES, tile, state, &page, number, visible, call->hides);
+            else
+                llamac_attend_queries(LLAMAC_SMALL_QUERIES, tile, state, &page, number, visible, call->hides);
+        }
+    }
+    for (size_t t = 0; t < band->count; t++) {
+        const llamac_tile_state state = llamac_tile_state_at(th, t, width);
+        for (size_t i = 0; i < band->tile[t].count; i++)
+            llamac_attention_output(band->tile[t].output[i], state.running + i * width, state.sum[i], head_dim);
+    }
 }
 
 /* What a row costs, in keys: those it sees and a constant for the rest. */
@@ -74,30 +107,33 @@ typedef struct {
     uint64_t at, low, high;
 } llamac_attention_work;
 
-/* The next neighbouring units of one sequence and KV head, as queries; an empty set when the share is done. */
-LLAMAC_KERNEL void llamac_next_queries(llamac_queries *queries, llamac_attention_work *work,
-                                       const llamac_attention_call *call) {
+/* The next neighbouring units of one sequence and KV head, as tiles; an empty band when the share is done. */
+LLAMAC_KERNEL void llamac_next_band(llamac_band *band, llamac_attention_work *work, const llamac_attention_call *call) {
     const llamac_seen seen = call->seen;
     const size_t ratio = call->heads / call->kv_heads, head_dim = call->head_dim;
-    queries->count = 0;
+    llamac_queries *tile = NULL;
+    band->count = 0;
     for (; work->unit < work->units && work->at < work->high; work->unit++) {
         const size_t group = work->unit / ratio, kv_head = group / call->rows, row = group % call->rows;
         const size_t sequence = (size_t)call->sequence_of_token[row], head = kv_head * ratio + work->unit % ratio;
         if (work->at >= work->low && llamac_sees_nothing(seen, row)) {
             memset(call->out + row * call->ld_out + head * head_dim, 0, sizeof(float) * head_dim);
         } else if (work->at >= work->low) {
-            const size_t place = queries->count;
-            if (place == LLAMAC_MOST_QUERIES) return;
-            if (place && (queries->sequence != sequence || queries->kv_head != kv_head)) return;
-            if (place && llamac_seen_first(seen, row) != queries->first_visible) return;
-            if (place && seen.start && llamac_seen_last(seen, row) < queries->position[place - 1]) return;
-            queries->sequence = sequence;
-            queries->first_visible = llamac_seen_first(seen, row);
-            queries->kv_head = kv_head;
-            queries->query[place] = call->q + row * call->ldq + head * head_dim;
-            queries->output[place] = call->out + row * call->ld_out + head * head_dim;
-            queries->position[place] = llamac_seen_last(seen, row);
-            queries->count = place + 1;
+            const size_t first = llamac_seen_first(seen, row);
+            const int32_t last = llamac_seen_last(seen, row);
+            if (tile && (band->sequence != sequence || band->kv_head != kv_head || band->first_visible != first))
+                return;
+            if (!tile || tile->count == LLAMAC_MOST_QUERIES || last < tile->position[tile->count - 1]) {
+                if (band->count == LLAMAC_BAND_TILES) return;
+                band->sequence = sequence;
+                band->kv_head = kv_head;
+                band->first_visible = first;
+                tile = &band->tile[band->count++];
+                tile->count = 0;
+            }
+            tile->query[tile->count] = call->q + row * call->ldq + head * head_dim;
+            tile->output[tile->count] = call->out + row * call->ld_out + head * head_dim;
+            tile->position[tile->count++] = last;
         }
         work->at += llamac_row_cost(seen, row);
     }
@@ -105,17 +141,16 @@ LLAMAC_KERNEL void llamac_next_queries(llamac_queries *queries, llamac_attention
 
 /* Units go to threads by equal cost; neighbours of one sequence and KV head are worked on together. */
 LLAMAC_KERNEL void llamac_attend_tiles(const llamac_thread *th, const llamac_attention_call *call) {
-    llamac_queries queries;
+    llamac_band band;
     llamac_attention_work work = {0, call->rows * call->heads, 0, 0, 0};
     uint64_t cost = 0;
     for (size_t row = 0; row < call->rows; row++) cost += llamac_row_cost(call->seen, row) * call->heads;
     work.low = cost * th->id / th->count;
     work.high = cost * (th->id + 1) / th->count;
     for (;;) {
-        llamac_next_queries(&queries, &work, call);
-        if (queries.count == 0) return;
-        llamac_attend(&queries, call->kv, call->layer, call->kv_heads, call->head_dim, call->type, call->scale,
-                      call->hides);
+        llamac_next_band(&band, &work, call);
+        if (band.count == 0) return;
+        llamac_attend_band(th, &band, call);
     }
 }
 

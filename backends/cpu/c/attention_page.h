@@ -1,27 +1,17 @@
 /* Attention of a few queries to one page of keys: scores, softmax, weighted values.
  *
- * Arithmetic of one query: s[key] = (chain of fma(q[d], K[d][key]), d ascending) * c with c = scale * log2(e), for int8
- * c * the key's scale; m = max s over the keys that it sees; p = 2^(s - m); l = sum of p (16 lanes over ascending
- * vectors of 16 keys, then the lane tree); o[d] = chain of fma(p[key], V[key][d]), keys ascending, for int8 p * the
- * value's scale. Pages are merged in order: M' = max(M, m), a = 2^(M - M'), b = 2^(m - M'), L = fma(L, a, l * b),
- * O = fma(O, a, o * b). Keys that a query does not see are never read as values and their scores are discarded, so
+ * Arithmetic of one query: s[key] = (chain of fma(q[d], K[d][key]), d ascending) * c with c = scale * log2(e);
+ * m = max s over the keys that it sees; p = 2^(s - m); l = sum of p (16 lanes over ascending vectors of 16 keys, then
+ * the lane tree); o[d] = chain of fma(p[key], V[key][d]), keys ascending. For int8 s and o are those of
+ * attention_int8.h. Pages are merged in order: M' = max(M, m), a = 2^(M - M'), b = 2^(m - M'), L = fma(L, a, l * b),
+ * O = fma(O, a, o * b). Keys that a query does not see count nothing and their scores are discarded, so
  * stale memory cannot matter; neither can which queries are worked on together. */
 #ifndef LLAMAC_ATTENTION_PAGE_H
 #define LLAMAC_ATTENTION_PAGE_H
 
-#include "kv_pages.h"
+#include "attention_int8.h"
+#include "attention_view.h"
 #include "types.h"
-
-#define LLAMAC_LOG2_E 1.4426950408889634f
-
-#define LLAMAC_PREFETCH_BYTES 16384 /* how far ahead of its reads a page is asked for */
-#if defined(__AVX512F__)
-#define LLAMAC_MOST_QUERIES 8       /* query vectors that share the loads of K and V */
-#define LLAMAC_ATTENTION_VECTORS 16 /* accumulators of a tile: queries x vectors of keys or of dims */
-#else
-#define LLAMAC_MOST_QUERIES 4
-#define LLAMAC_ATTENTION_VECTORS 4
-#endif
 
 /* 2^x for x <= 0, about 1 ulp: x = n + f, a degree-5 polynomial in f (minimax in relative error over +-1/2), then 2^n
  * by the exponent bits. 0 below the smallest normal result (x < -126), NaN stays NaN. */
@@ -43,55 +33,12 @@ LLAMAC_KERNEL f32x16 llamac_exp2(f32x16 x) {
     return x < -126.0f ? llamac_splat(0.0f) : value;
 }
 
-/* What a page gives each query: scores (then weights) of its keys, their maximum and sum. No query sees the keys before
- * `from`: only the first page of a chunk hides any. */
-typedef struct {
-    size_t from;
-    _Alignas(64) float weight[LLAMAC_MOST_QUERIES][LLAMAC_PAGE];
-    size_t valid[LLAMAC_MOST_QUERIES]; /* keys of this page up to the query's position: 0..256 */
-    float maximum[LLAMAC_MOST_QUERIES], sum[LLAMAC_MOST_QUERIES];
-} llamac_page_state;
-
-/* One KV head's part of a page, and where the reads that follow it begin (NULL: nowhere). All sizes are literals. */
-typedef struct {
-    const uint8_t *scales, *keys, *values, *next;
-    size_t head_dim, width; /* width: floats between the running values of two queries */
-    int type;
-    float scale;
-} llamac_page;
-
-LLAMAC_KERNEL llamac_page llamac_page_at(const uint8_t *head, const uint8_t *next, size_t head_dim, int type,
-                                         float scale) {
-    const uint8_t *keys = head + llamac_kv_scales(type);
-    const uint8_t *values = keys + head_dim * LLAMAC_PAGE * llamac_kv_element(type);
-    return (llamac_page){head, keys, values, next, head_dim, llamac_round_up(head_dim, 16), type, scale};
-}
-
-/* Asks for the cache lines of `bytes` bytes, LLAMAC_PREFETCH_BYTES after `from`; beyond the page's end for those of
- * the next. */
-LLAMAC_KERNEL void llamac_prefetch_page(const llamac_page *page, const uint8_t *from, size_t bytes) {
-    if (!page->next) return;
-    const size_t ahead = (size_t)(from - page->scales) + LLAMAC_PREFETCH_BYTES;
-    const size_t size = llamac_kv_head_bytes(page->head_dim, page->type);
-    const uint8_t *start = ahead < size ? page->scales + ahead : page->next + (ahead - size);
-    LLAMAC_UNROLL for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(start + at, 0, 2);
-}
-
-/* Vectors of a tile for `count` queries: a power of two, at most 8. */
-LLAMAC_KERNEL int llamac_tile_vectors(int count) {
-    const int most = LLAMAC_ATTENTION_VECTORS / count;
-    return most >= 8 ? 8 : most >= 4 ? 4 : most >= 2 ? 2 : 1;
-}
-
-/* Scores of `count` queries against `vectors` x 16 keys from key `first` on; count, vectors and `hides` (whether a page
- * may begin with keys that nobody sees) are literals. */
+/* Scores of `count` queries against `vectors` x 16 keys from key `first` on; count, vectors, `hides` are literals. */
 LLAMAC_KERNEL void llamac_page_scores(const int count, const int vectors, llamac_page_state *state,
                                       const float *const *queries, const llamac_page *page, size_t first,
                                       const int hides) {
     const size_t head_dim = page->head_dim, row = 16 * llamac_kv_element(page->type);
     const uint8_t *keys = page->keys + first / 16 * head_dim * row;
-    const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const f32x16 hidden = llamac_splat(-__builtin_inff());
     const size_t step = (size_t)vectors * row, asked = step < 64 ? 64 : step;
     const float *query[LLAMAC_MOST_QUERIES];
     f32x16 acc[LLAMAC_MOST_QUERIES][LLAMAC_ATTENTION_VECTORS];
@@ -103,27 +50,20 @@ LLAMAC_KERNEL void llamac_page_scores(const int count, const int vectors, llamac
         f32x16 key[LLAMAC_ATTENTION_VECTORS];
         if (d * step % asked == 0) llamac_prefetch_page(page, keys + d * step, asked);
         LLAMAC_UNROLL for (int t = 0; t < vectors; t++)
-            key[t] = llamac_kv_load(keys + ((size_t)t * head_dim + d) * row, page->type);
+            key[t] = llamac_load_type(keys + ((size_t)t * head_dim + d) * row, page->type);
         LLAMAC_UNROLL for (int i = 0; i < count; i++) {
             const f32x16 q = llamac_splat(query[i][d]);
             LLAMAC_UNROLL for (int t = 0; t < vectors; t++) acc[i][t] = llamac_fma(q, key[t], acc[i][t]);
         }
     }
-    LLAMAC_UNROLL for (int t = 0; t < vectors; t++) {
-        const size_t at = first + 16 * (size_t)t;
-        f32x16 factor = llamac_splat(page->scale * LLAMAC_LOG2_E);
-        if (page->type == LLAMAC_KV_I8) factor = factor * llamac_kv_scale(page->scales, at);
-        LLAMAC_UNROLL for (int i = 0; i < count; i++) {
-            f32x16 score = lane < (int32_t)state->valid[i] - (int32_t)at ? acc[i][t] * factor : hidden;
-            if (hides) score = lane >= (int32_t)state->from - (int32_t)at ? score : hidden;
-            llamac_store(&state->weight[i][at], score);
-        }
-    }
+    const f32x16 factor = llamac_splat(page->scale * LLAMAC_LOG2_E);
+    LLAMAC_UNROLL for (int t = 0; t < vectors; t++)
+        LLAMAC_UNROLL for (int i = 0; i < count; i++)
+            llamac_put_scores(state, (size_t)i, first + 16 * (size_t)t, acc[i][t] * factor, hides);
 }
 
-/* Scores of query i to weights 2^(s - max), over the first `vectors` vectors of keys; for int8 the stored weights are
- * times the scales of the values. */
-LLAMAC_KERNEL void llamac_page_softmax(llamac_page_state *state, size_t i, size_t vectors, const llamac_page *page) {
+/* Scores of query i to weights 2^(s - max), over the first `vectors` vectors of keys. */
+LLAMAC_KERNEL void llamac_page_softmax(llamac_page_state *state, size_t i, size_t vectors) {
     f32x16 maximum = llamac_splat(-__builtin_inff()), sum = llamac_splat(0.0f);
     for (size_t t = 0; t < vectors; t++) {
         const f32x16 score = llamac_load(&state->weight[i][16 * t]);
@@ -133,7 +73,6 @@ LLAMAC_KERNEL void llamac_page_softmax(llamac_page_state *state, size_t i, size_
     for (size_t t = 0; t < vectors; t++) {
         f32x16 p = llamac_exp2(llamac_load(&state->weight[i][16 * t]) - state->maximum[i]);
         sum += p;
-        if (page->type == LLAMAC_KV_I8) p = p * llamac_kv_scale(page->scales, LLAMAC_PAGE + 16 * t);
         llamac_store(&state->weight[i][16 * t], p);
     }
     state->sum[i] = llamac_sum(sum);
@@ -151,7 +90,7 @@ LLAMAC_KERNEL void llamac_page_values(const int count, const int vectors, const 
     for (size_t key = state->from; key < shared; key++) { /* keys that every query sees: positions ascend */
         if (dim == 0 && (row >= 64 || key * row % 64 == 0)) llamac_prefetch_page(page, values + key * row, row);
         LLAMAC_UNROLL for (int t = 0; t < vectors; t++)
-            value[t] = llamac_kv_load_part(values + key * row + 16 * (size_t)t * bytes, page->type, lanes);
+            value[t] = llamac_load_type_part(values + key * row + 16 * (size_t)t * bytes, page->type, lanes);
         LLAMAC_UNROLL for (int i = 0; i < count; i++) {
             const f32x16 p = llamac_splat(state->weight[i][key]);
             LLAMAC_UNROLL for (int t = 0; t < vectors; t++) acc[i][t] = llamac_fma(p, value[t], acc[i][t]);
@@ -162,26 +101,51 @@ LLAMAC_KERNEL void llamac_page_values(const int count, const int vectors, const 
             const f32x16 p = llamac_splat(state->weight[i][key]);
             LLAMAC_UNROLL for (int t = 0; t < vectors; t++)
                 acc[i][t] = llamac_fma(
-                    p, llamac_kv_load_part(values + key * row + 16 * (size_t)t * bytes, page->type, lanes), acc[i][t]);
+                    p, llamac_load_type_part(values + key * row + 16 * (size_t)t * bytes, page->type, lanes),
+                    acc[i][t]);
         }
         LLAMAC_UNROLL for (int t = 0; t < vectors; t++)
             llamac_store(mixed + (size_t)i * page->width + dim + 16 * (size_t)t, acc[i][t]);
     }
 }
 
+/* The same for either kind of page. */
+LLAMAC_KERNEL void llamac_some_values(const int count, const int vectors, const llamac_page_state *state,
+                                      const llamac_integers *integers, const llamac_page *page, float *mixed,
+                                      size_t dim, size_t lanes) {
+    if (page->type == LLAMAC_KV_I8) llamac_int8_values(count, vectors, state, integers, page, mixed, dim, lanes);
+    else llamac_page_values(count, vectors, state, page, mixed, dim, lanes);
+}
+
 /* Weighted values of all dims. */
-LLAMAC_KERNEL void llamac_page_all_values(const int count, const llamac_page_state *state, const llamac_page *page,
-                                          float *mixed) {
+LLAMAC_KERNEL void llamac_page_all_values(const int count, const llamac_page_state *state,
+                                          const llamac_integers *integers, const llamac_page *page, float *mixed) {
     const int most = llamac_tile_vectors(count), whole = (int)(page->head_dim / 16);
     const int vectors = most < whole ? most : whole;
     int t = 0;
     if (vectors > 0)
         for (; t + vectors <= whole; t += vectors)
-            llamac_page_values(count, vectors, state, page, mixed, 16 * (size_t)t, 16);
+            llamac_some_values(count, vectors, state, integers, page, mixed, 16 * (size_t)t, 16);
     if (vectors > 1)
-        for (; t < whole; t++) llamac_page_values(count, 1, state, page, mixed, 16 * (size_t)t, 16);
+        for (; t < whole; t++) llamac_some_values(count, 1, state, integers, page, mixed, 16 * (size_t)t, 16);
     if (page->head_dim % 16)
-        llamac_page_values(count, 1, state, page, mixed, 16 * (size_t)whole, page->head_dim % 16);
+        llamac_some_values(count, 1, state, integers, page, mixed, 16 * (size_t)whole, page->head_dim % 16);
+}
+
+/* Scores, then weights, of the keys that queries see, `most` of them; of int8 the weights as integers too. */
+LLAMAC_KERNEL void llamac_page_weights(const int count, llamac_page_state *state, llamac_integers *integers,
+                                       const float *const *queries, const llamac_page *page, size_t most,
+                                       const int hides) {
+    const int vectors = llamac_tile_vectors(count);
+    if (page->type == LLAMAC_KV_I8) LLAMAC_UNROLL for (int i = 0; i < count; i++)
+        llamac_integer_query(integers, (size_t)i, queries[i], page->head_dim);
+    for (size_t first = 0; first < most; first += 16 * (size_t)vectors)
+        if (page->type == LLAMAC_KV_I8) llamac_int8_scores(count, vectors, state, integers, page, first, hides);
+        else llamac_page_scores(count, vectors, state, queries, page, first, hides);
+    LLAMAC_UNROLL for (int i = 0; i < count; i++) {
+        llamac_page_softmax(state, (size_t)i, (most + 15) / 16);
+        if (page->type == LLAMAC_KV_I8) llamac_integer_weights(integers, state, (size_t)i, most, page, hides);
+    }
 }
 
 /* One page, number `number`, for `count` (a literal) queries whose last keys are at `position`; nobody sees what is
@@ -189,7 +153,7 @@ LLAMAC_KERNEL void llamac_page_all_values(const int count, const llamac_page_sta
 LLAMAC_KERNEL void llamac_attend_page(const int count, llamac_page_state *state, float *mixed,
                                       const float *const *queries, const int32_t *position, const llamac_page *page,
                                       size_t number, size_t visible, const int hides) {
-    const int vectors = llamac_tile_vectors(count);
+    llamac_integers integers;
     size_t most = 0;
     state->from = hides && visible > number * LLAMAC_PAGE ? visible - number * LLAMAC_PAGE : 0;
     LLAMAC_UNROLL for (int i = 0; i < count; i++) {
@@ -197,10 +161,9 @@ LLAMAC_KERNEL void llamac_attend_page(const int count, llamac_page_state *state,
         state->valid[i] = left < 0 ? 0 : left > LLAMAC_PAGE ? LLAMAC_PAGE : (size_t)left;
         if (state->valid[i] > most) most = state->valid[i];
     }
-    for (size_t first = 0; first < most; first += 16 * (size_t)vectors)
-        llamac_page_scores(count, vectors, state, queries, page, first, hides);
-    LLAMAC_UNROLL for (int i = 0; i < count; i++) llamac_page_softmax(state, (size_t)i, (most + 15) / 16, page);
-    llamac_page_all_values(count, state, page, mixed);
+    state->most = most;
+    llamac_page_weights(count, state, &integers, queries, page, most, hides);
+    llamac_page_all_values(count, state, &integers, page, mixed);
 }
 
 /* Running maxima, sums and values [count][width] of up to 8 queries with those of a further page, for the queries that

@@ -2,7 +2,8 @@
  *
  * A page holds 256 positions: [layer][kv head][K, then V], of f32, f16, bf16 or int8. K is cut into panels of 16 keys,
  * [panel][head_dim][16], V is [256][head_dim], so that a page is read from one end to the other. int8 has a scale for
- * each key and each value of a head, f16 [K: 256, V: 256], in front of K. Position t of sequence s is in page
+ * each key and each value of a head, f16 [K: 256, V: 256], in front of K, and its elements lie in the pairs that are
+ * multiplied together: K [panel][head_dim / 2][16][2], V [128][head_dim][2]. Position t of sequence s is in page
  * page_tables[s * pages_per_sequence + t / 256], slot t % 256. */
 #ifndef LLAMAC_KV_PAGES_H
 #define LLAMAC_KV_PAGES_H
@@ -14,10 +15,8 @@
 #define LLAMAC_PAGE 256
 #define LLAMAC_MOST_HEAD_DIM 256
 
-/* A further element type of the cache: int8 times an f16 scale of its head and position. */
+/* A further element type of the cache: int8 times an f16 scale of its head and position; head_dim is even. */
 enum { LLAMAC_KV_I8 = 16 };
-
-typedef int8_t llamac_kv_bytes __attribute__((ext_vector_type(16)));
 
 typedef struct {
     uint8_t *base;
@@ -44,23 +43,17 @@ LLAMAC_KERNEL uint8_t *llamac_kv_head(llamac_kv kv, size_t sequence, size_t page
     return kv.base + physical * kv.page_bytes + (layer * kv_heads + kv_head) * llamac_kv_head_bytes(head_dim, type);
 }
 
-/* Where element d of a slot's key lies among the elements of K; the next d is 16 further. */
-LLAMAC_KERNEL size_t llamac_key_place(size_t slot, size_t d, size_t head_dim) {
-    return (slot / 16 * head_dim + d) * 16 + slot % 16;
-}
+/* Elements that lie side by side: of a key its d and d + 1, of values those of two slots. */
+LLAMAC_KERNEL size_t llamac_kv_pair(int type) { return type == LLAMAC_KV_I8 ? 2 : 1; }
 
-/* 16 consecutive elements of K or V as f32, int8 without its scale. */
-LLAMAC_KERNEL f32x16 llamac_kv_load(const uint8_t *from, int type) {
-    if (type != LLAMAC_KV_I8) return llamac_load_type(from, type);
-    llamac_kv_bytes q;
-    memcpy(&q, from, sizeof q);
-    return __builtin_convertvector(__builtin_convertvector(q, i32x16), f32x16);
+/* Where element d of a slot's key lies among the elements of K, and of a slot's value among those of V. */
+LLAMAC_KERNEL size_t llamac_key_place(size_t slot, size_t d, size_t head_dim, int type) {
+    const size_t pair = llamac_kv_pair(type);
+    return (slot / 16 * head_dim + d / pair * pair) * 16 + slot % 16 * pair + d % pair;
 }
-LLAMAC_KERNEL f32x16 llamac_kv_load_part(const uint8_t *from, int type, size_t lanes) {
-    if (lanes >= 16) return llamac_kv_load(from, type);
-    uint8_t bytes[64] = {0};
-    memcpy(bytes, from, lanes * llamac_kv_element(type));
-    return llamac_kv_load(bytes, type);
+LLAMAC_KERNEL size_t llamac_value_place(size_t slot, size_t d, size_t head_dim, int type) {
+    const size_t pair = llamac_kv_pair(type);
+    return (slot / pair * head_dim + d) * pair + slot % pair;
 }
 
 /* 16 of the f16 scales in front of K. */
@@ -89,17 +82,25 @@ LLAMAC_KERNEL int8_t llamac_to_int8(float x, float inverse) {
     return (int8_t)(within + magic - magic);
 }
 
-/* Elements of one head into their slot, the first at `to`, `stride` elements apart; its scale too for int8. */
-LLAMAC_KERNEL void llamac_kv_put(uint8_t *to, size_t stride, uint8_t *scale, int type, const float *x,
-                                 size_t head_dim) {
-    if (type != LLAMAC_KV_I8) {
-        for (size_t d = 0; d < head_dim; d++) llamac_put(to + d * stride * llamac_element_bytes(type), type, x[d]);
-        return;
+/* Elements first..first + count - 1 of a key, or of a value (is_value, a literal), into their slot of a head's part of a
+ * page; of int8 all at once, with their scale. */
+LLAMAC_KERNEL void llamac_kv_put(const int is_value, uint8_t *part, size_t slot, size_t head_dim, int type,
+                                 const float *x, size_t first, size_t count) {
+    const size_t bytes = llamac_kv_element(type);
+    uint8_t *const to = part + llamac_kv_scales(type) + (is_value ? head_dim * LLAMAC_PAGE * bytes : 0);
+    float inverse = 0.0f;
+    if (type == LLAMAC_KV_I8) {
+        const _Float16 rounded = llamac_head_scale(x, head_dim);
+        inverse = (float)rounded > 0.0f ? 1.0f / (float)rounded : 0.0f;
+        memcpy(part + (is_value * LLAMAC_PAGE + slot) * sizeof rounded, &rounded, sizeof rounded);
     }
-    const _Float16 rounded = llamac_head_scale(x, head_dim);
-    const float inverse = (float)rounded > 0.0f ? 1.0f / (float)rounded : 0.0f;
-    memcpy(scale, &rounded, sizeof rounded);
-    for (size_t d = 0; d < head_dim; d++) to[d * stride] = (uint8_t)llamac_to_int8(x[d], inverse);
+    for (size_t i = 0; i < count; i++) {
+        const size_t d = first + i;
+        uint8_t *const at = to + bytes * (is_value ? llamac_value_place(slot, d, head_dim, type)
+                                                   : llamac_key_place(slot, d, head_dim, type));
+        if (type == LLAMAC_KV_I8) *at = (uint8_t)llamac_to_int8(x[i], inverse);
+        else llamac_put(at, type, x[i]);
+    }
 }
 
 /* Writes k and v [rows][kv_heads * head_dim] into their slots, k rotated by cos, sin [rows][head_dim / 2] on the way
@@ -109,25 +110,22 @@ LLAMAC_KERNEL void llamac_kv_append(const llamac_thread *th, llamac_kv kv, uint3
                                     uint32_t head_dim, int type, const float *k, size_t ldk, const float *v, size_t ldv,
                                     uint32_t rows, const int32_t *positions, const int32_t *sequence_of_token,
                                     const float *cosines, const float *sines) {
-    const size_t bytes = llamac_kv_element(type), half = head_dim / 2;
+    const size_t half = head_dim / 2;
     size_t low, high;
     llamac_share(th, (size_t)rows * kv_heads, &low, &high);
     for (size_t unit = low; unit < high; unit++) {
         const size_t row = unit % rows, head = unit / rows, slot = (size_t)positions[row] % LLAMAC_PAGE;
         const size_t sequence = sequence_of_token ? (size_t)sequence_of_token[row] : 0;
-        uint8_t *scales = llamac_kv_head(kv, sequence, (size_t)positions[row] / LLAMAC_PAGE, layer, kv_heads, head,
-                                         head_dim, type);
-        uint8_t *keys = scales + llamac_kv_scales(type), *values = keys + head_dim * LLAMAC_PAGE * bytes;
+        uint8_t *part = llamac_kv_head(kv, sequence, (size_t)positions[row] / LLAMAC_PAGE, layer, kv_heads, head,
+                                       head_dim, type);
         const float *key = k + row * ldk + head * head_dim, *value = v + row * ldv + head * head_dim;
         float rotated[LLAMAC_MOST_HEAD_DIM];
         if (cosines) {
             llamac_rope_head(rotated, key, head_dim, cosines + row * half, sines + row * half);
             key = rotated;
         }
-        uint8_t *const key_scale = scales + slot * sizeof(_Float16);
-        uint8_t *const value_scale = key_scale + LLAMAC_PAGE * sizeof(_Float16);
-        llamac_kv_put(keys + llamac_key_place(slot, 0, head_dim) * bytes, 16, key_scale, type, key, head_dim);
-        llamac_kv_put(values + slot * head_dim * bytes, 1, value_scale, type, value, head_dim);
+        llamac_kv_put(0, part, slot, head_dim, type, key, 0, head_dim);
+        llamac_kv_put(1, part, slot, head_dim, type, value, 0, head_dim);
     }
 }
 

@@ -67,30 +67,25 @@ LLAMAC_KERNEL size_t llamac_part_panel(llamac_qkv to, llamac_head_part part, siz
     return part.head * panels + (part.count == llamac_head_pairs(to.head_dim) ? slot : part.first + half + slot);
 }
 
-/* Puts a part of a key or value into its slot; `stride` is the distance of elements d and d + 1, `at` where d = 0 lies. */
-LLAMAC_KERNEL void llamac_put_part(uint8_t *at, size_t stride, uint8_t *scale, llamac_qkv to, llamac_head_part part,
-                                   const float *x) {
-    const size_t bytes = llamac_kv_element(to.type), width = 16 * part.count;
+/* Puts a part of a key, or of a value (is_value, a literal), into its slot of the page's part `page`. */
+LLAMAC_KERNEL void llamac_put_part(const int is_value, uint8_t *page, size_t slot, llamac_qkv to,
+                                   llamac_head_part part, const float *x) {
+    const size_t width = 16 * part.count;
     if (part.count == llamac_head_pairs(to.head_dim)) {
-        llamac_kv_put(at, stride, scale, to.type, x, to.head_dim);
+        llamac_kv_put(is_value, page, slot, to.head_dim, to.type, x, 0, to.head_dim);
         return;
     }
     for (size_t half = 0; half < 2; half++)
-        llamac_kv_put(at + (half * to.head_dim / 2 + 16 * part.first) * stride * bytes, stride, scale, to.type,
-                      x + half * width, width);
+        llamac_kv_put(is_value, page, slot, to.head_dim, to.type, x + half * width,
+                      half * to.head_dim / 2 + 16 * part.first, width);
 }
 
 LLAMAC_KERNEL void llamac_cache_part(llamac_qkv to, llamac_head_part part, size_t row, const float *x) {
-    const size_t kv_head = (part.head - to.heads) % to.kv_heads, is_value = part.head - to.heads >= to.kv_heads;
-    const size_t slot = (size_t)to.positions[row] % LLAMAC_PAGE, bytes = llamac_kv_element(to.type);
-    uint8_t *scales = llamac_kv_head(to.kv, (size_t)to.sequence_of_token[row], (size_t)to.positions[row] / LLAMAC_PAGE,
-                                     to.layer, to.kv_heads, kv_head, to.head_dim, to.type);
-    uint8_t *scale = scales + (is_value * LLAMAC_PAGE + slot) * sizeof(_Float16);
-    uint8_t *keys = scales + llamac_kv_scales(to.type), *values = keys + to.head_dim * LLAMAC_PAGE * bytes;
-    if (is_value)
-        llamac_put_part(values + slot * to.head_dim * bytes, 1, scale, to, part, x);
-    else
-        llamac_put_part(keys + llamac_key_place(slot, 0, to.head_dim) * bytes, 16, scale, to, part, x);
+    const size_t kv_head = (part.head - to.heads) % to.kv_heads, slot = (size_t)to.positions[row] % LLAMAC_PAGE;
+    uint8_t *page = llamac_kv_head(to.kv, (size_t)to.sequence_of_token[row], (size_t)to.positions[row] / LLAMAC_PAGE,
+                                   to.layer, to.kv_heads, kv_head, to.head_dim, to.type);
+    if (part.head - to.heads < to.kv_heads) llamac_put_part(0, page, slot, to, part, x);
+    else llamac_put_part(1, page, slot, to, part, x);
 }
 
 /* Everything that follows the product: `x` holds a part of a row's head, and is worked on. */

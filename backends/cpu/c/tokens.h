@@ -51,32 +51,26 @@ LLAMAC_KERNEL void llamac_token_pages(const llamac_thread *th, float *pages, con
             const size_t place = page * LLAMAC_PAGE + slot;
             float *value = values + slot * head_dim;
             if (place >= rows) {
-                for (size_t d = 0; d < head_dim; d++) keys[llamac_key_place(slot, d, head_dim)] = value[d] = 0.0f;
+                for (size_t d = 0; d < head_dim; d++) keys[llamac_key_place(slot, d, head_dim, LLAMAC_F32)] = value[d] = 0.0f;
                 continue;
             }
             const float *key = qkv + (order ? (size_t)order[place] : place) * ld + width + head * head_dim;
-            for (size_t d = 0; d < head_dim; d++) keys[llamac_key_place(slot, d, head_dim)] = key[d];
+            for (size_t d = 0; d < head_dim; d++) keys[llamac_key_place(slot, d, head_dim, LLAMAC_F32)] = key[d];
             memcpy(value, key + width, head_dim * sizeof *value);
         }
     }
 }
 
 /* The queries at `count` (1..8) places from `first` on, of one head; each sees the first `seen` places. */
-LLAMAC_KERNEL void llamac_attend_places(float *out, size_t ld_out, const float *qkv, size_t ld, llamac_kv kv,
-                                        const int32_t *order, size_t first, size_t count, size_t seen, size_t head,
-                                        uint32_t heads, uint32_t head_dim, float scale) {
-    llamac_queries queries;
-    queries.count = count;
-    queries.sequence = 0;
-    queries.kv_head = head;
-    queries.first_visible = 0;
+LLAMAC_KERNEL void llamac_put_places(llamac_queries *tile, const llamac_attention_call *call, const int32_t *order,
+                                     size_t first, size_t count, size_t seen, size_t head) {
+    tile->count = count;
     for (size_t i = 0; i < count; i++) {
         const size_t row = order ? (size_t)order[first + i] : first + i;
-        queries.query[i] = qkv + row * ld + head * head_dim;
-        queries.output[i] = out + row * ld_out + head * head_dim;
-        queries.position[i] = (int32_t)seen - 1;
+        tile->query[i] = call->q + row * call->ldq + head * call->head_dim;
+        tile->output[i] = call->out + row * call->ld_out + head * call->head_dim;
+        tile->position[i] = (int32_t)seen - 1;
     }
-    llamac_attend(&queries, kv, 0, heads, head_dim, LLAMAC_F32, scale, 0);
 }
 
 /* out [rows][heads * head_dim]. `order` and `real` (one number) as above, or NULL: no padding. heads, head_dim, rows and
@@ -87,19 +81,29 @@ LLAMAC_KERNEL void llamac_attend_tokens(const llamac_thread *th, float *out, siz
     int32_t table[LLAMAC_MOST_TOKEN_PAGES];
     const size_t count = ((size_t)rows + LLAMAC_PAGE - 1) / LLAMAC_PAGE;
     for (size_t page = 0; page < count; page++) table[page] = (int32_t)page;
-    const llamac_kv kv = {(uint8_t *)pages, sizeof(float) * heads * 2 * head_dim * LLAMAC_PAGE, table, (uint32_t)count};
+    const llamac_attention_call call = {
+        .out = out, .ld_out = ld_out, .q = qkv, .ldq = ld, .rows = rows,
+        .kv = {(uint8_t *)pages, sizeof(float) * heads * 2 * head_dim * LLAMAC_PAGE, table, (uint32_t)count},
+        .heads = heads, .kv_heads = heads, .head_dim = head_dim, .type = LLAMAC_F32, .scale = scale};
     const size_t tokens = real ? (size_t)*real : rows;
     const size_t whole = (tokens + LLAMAC_MOST_QUERIES - 1) / LLAMAC_MOST_QUERIES;
     const size_t groups = whole + (rows - tokens + LLAMAC_MOST_QUERIES - 1) / LLAMAC_MOST_QUERIES;
     size_t low, high;
     llamac_share(th, groups * heads, &low, &high);
+    llamac_band band = {0};
     for (size_t unit = low; unit < high; unit++) {
         const size_t head = unit / groups, group = unit % groups;
         const size_t first = group < whole ? group * LLAMAC_MOST_QUERIES : tokens + (group - whole) * LLAMAC_MOST_QUERIES;
         const size_t end = group < whole ? tokens : rows;
-        llamac_attend_places(out, ld_out, qkv, ld, kv, order, first, llamac_smaller(end - first, LLAMAC_MOST_QUERIES),
-                             group < whole ? rows : tokens, head, heads, head_dim, scale);
+        if (band.count == LLAMAC_BAND_TILES || (band.count && band.kv_head != head)) {
+            llamac_attend_band(th, &band, &call);
+            band.count = 0;
+        }
+        band.kv_head = head;
+        llamac_put_places(&band.tile[band.count++], &call, order, first,
+                          llamac_smaller(end - first, LLAMAC_MOST_QUERIES), group < whole ? rows : tokens, head);
     }
+    if (band.count) llamac_attend_band(th, &band, &call);
 }
 
 #endif
