@@ -92,11 +92,11 @@ bench-cpu: $(VENV)/.test
 GPU_TARGETS ?= h100
 comma := ,
 GPU_PYTHON ?= python3
-GPU_CHECK := PYTHONPATH=.typecheck $(GPU_PYTHON)
+GPU_CHECK := PYTHONPATH=$(CURDIR)/.typecheck $(GPU_PYTHON)
 
 gpu-code: $(VENV)/.test
-	$(BIN)/python bench/gpu/compile_cases.py --target $(GPU_TARGETS) -o build/gpu
-	$(BIN)/python tests/gpu/compile_kernels.py --target $(GPU_TARGETS) -o build/gpu
+	status=0; $(BIN)/python bench/gpu/compile_cases.py --target $(GPU_TARGETS) -o build/gpu || status=1; \
+	$(BIN)/python tests/gpu/compile_kernels.py --target $(GPU_TARGETS) -o build/gpu || status=1; exit $$status
 
 gpu-test: .typecheck
 	$(GPU_CHECK) tests/gpu/check.py build/gpu

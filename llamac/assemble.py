@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llamac.analysis.weight_plan import ALIGNMENT, PlacedWeight
 from llamac.artifact.write import ArtifactWriter
@@ -22,6 +22,7 @@ from llamac.materialize import write_weights
 from llamac.models.checkpoint import Checkpoint
 from llamac.target import Target
 
+from .compiled_graph import CompiledGraph
 from .gpu_side import ALIGNMENT as GPU_ALIGNMENT
 from .gpu_side import WEIGHTS_MEMBER as GPU_WEIGHTS_MEMBER
 from .gpu_side import GpuSide, members
@@ -34,10 +35,8 @@ from .manifest_entries import (
     manifest_of,
 )
 from .onnx_side import OnnxSide
+from .strictness import refuse_left_out
 from .tvm_side import TvmBuilt, TvmSide
-
-if TYPE_CHECKING:
-    from .driver import CompiledGraph
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, how much of it is done, how much there is), in bytes for weights and steps for the rest."""
@@ -45,7 +44,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything that an artifact is made of; `cpu` or `gpu` is there, or both. `tvm` works on the graph of `cpu`."""
+    """Everything that an artifact is made of; `cpu` or `gpu` is there, or both. `tvm` works on the graph of `cpu`.
+
+    strict: what is left out while code is made is an error (LLC0105).
+    """
 
     checkpoint: Checkpoint
     cpu: CompiledGraph | None
@@ -55,6 +57,7 @@ class Parts:
     certificate: dict[str, Any] | None
     tvm: TvmSide | None = None
     onnx: OnnxSide | None = None
+    strict: bool = False
 
     @property
     def main(self) -> CompiledGraph:
@@ -174,6 +177,7 @@ def _write(
             for member, data in tvm.result().members.items():
                 writer.add_bytes(member, data)
             parts.main.context.ledger.extend(tvm.result().ledger)
+            refuse_left_out(tvm.result().ledger, parts.strict)
         _add_ir(writer, parts)
         text = _add_text(writer, parts.checkpoint)
         manifest = manifest_of(parts, text)

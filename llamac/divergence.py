@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamac.artifact.read import Artifact
+from llamac.artifact.tvm_plan import require_tvm
 from llamac.errors import LlamacError
 from llamac.ir.evaluator import WeightEvaluator
 from llamac.ir.graph import Module
@@ -128,6 +129,8 @@ def diverge(
     with Artifact.open(a) as first, tempfile.TemporaryDirectory(prefix="llamac-diverge-") as folder:
         tokens = _ids(first, prompt, ids)
         _check_source(source, b)
+        if str(b) == TVM and device is None:
+            require_tvm()
         if device is not None or _is_target(first, b):
             return _end_to_end(first, b, tokens, device, tolerance, Path(folder))
         recorded = record_artifact(first, tokens, Path(folder))
@@ -272,7 +275,7 @@ def _interpreted(
 ) -> Recording:
     if source is None:
         return record_interpreter(artifact, ids, compiled_run)
-    from llamac.driver import compile_graph
+    from llamac.compiled_graph import compile_graph
     from llamac.models.sources import open_source
     from llamac.passes.pipelines import parse_quantization
 

@@ -127,6 +127,8 @@ CODES: dict[str, str] = {
     "LLC0816": "the context asked for is larger than the model's",
     "LLC0817": "the golden vectors disagree",
     "LLC0818": "a profile is being taken already",
+    "LLC0819": "the process was forked after the model was loaded",
+    "LLC0820": "two texts in one sequence at a time",
     "LLC0830": "Pillow is not installed",
     "LLC0831": "an image cannot be read",
     "LLC0832": "an image is too large",
@@ -202,6 +204,9 @@ CODES: dict[str, str] = {
 }
 """Code -> one-line title. `docs/error-codes.md` is generated from this table and a test keeps the two equal."""
 
+LONGEST_NAME = 200
+"""A longer one is nobody's slip of the pen, and comparing it takes memory in proportion."""
+
 
 class LlamacError(Exception):
     """A failure with a code of `CODES`, the model-level name it concerns, the reason, and what to do next.
@@ -222,14 +227,23 @@ class LlamacError(Exception):
         """The one-line form that the command line prints."""
         reason = self.reason.rstrip(".")
         tail = f". Next: {self.hint.rstrip('.')}" if self.hint else ""
-        return f"{self.code} {self.where}: {reason}{tail}"
+        return printable(f"{self.code} {self.where}: {reason}{tail}")
 
     def to_json(self) -> dict[str, str]:
         """The machine-readable form that `--json` prints."""
         return {"code": self.code, "where": self.where, "reason": self.reason, "next": self.hint}
 
 
+def printable(text: str) -> str:
+    """The text with escapes for what would steer a terminal or end a line: messages quote files nobody need trust."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """What to add to a message: "(did you mean 'x'?)" for the closest candidate, nothing when none is close."""
+    if len(name) > LONGEST_NAME:
+        return ""
     close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""

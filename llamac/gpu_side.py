@@ -20,7 +20,7 @@ from llamac.target import GPU_LAYOUT, Target, find_target, memory_of, units_of
 from llamac.transform.base import LedgerEntry
 
 if TYPE_CHECKING:
-    from .driver import CompiledGraph
+    from .compiled_graph import CompiledGraph
 
 WEIGHTS_MEMBER = f"weights/{GPU_LAYOUT}.bin"
 ALIGNMENT = 256

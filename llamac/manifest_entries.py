@@ -20,7 +20,7 @@ from .layer_kinds import cached_layers
 
 if TYPE_CHECKING:
     from .assemble import Parts
-    from .driver import CompiledGraph
+    from .compiled_graph import CompiledGraph
 
 WEIGHTS_MEMBER = f"weights/{LAYOUT}.bin"
 IR_MEMBER = "ir/step.ir"

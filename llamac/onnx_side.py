@@ -29,7 +29,7 @@ from .layer_kinds import is_uniform, layer_counts
 from .manifest_entries import pass_entry
 
 if TYPE_CHECKING:
-    from .driver import CompiledGraph
+    from .compiled_graph import CompiledGraph
 
 ENCODER_MEMBER = "onnx/vision_encoder.onnx"
 GRAPH_MEMBER, IR_MEMBER = "onnx/model.onnx", "ir/step.onnx.ir"

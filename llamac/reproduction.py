@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -119,10 +120,10 @@ class Repro:
 
     def command(self, folder: Path) -> str:
         """The one command that shows the failure."""
-        outside = "".join(f" --passes-from {spec}" for spec in self.recipe.passes_from)
+        outside = [word for spec in self.recipe.passes_from for word in ("--passes-from", spec)]
         if self.alone and self.failure.kind != "LLC0507" and not self.expected:
-            return f'llamac opt {folder / "repro.ir"} --passes "{self.failing}"{outside}'
-        return f"llamac reduce --replay {folder / 'repro.json'}"
+            return shlex.join(["llamac", "opt", str(folder / "repro.ir"), "--passes", self.failing, *outside])
+        return shlex.join(["llamac", "reduce", "--replay", str(folder / "repro.json")])
 
 
 def default_kv_dtype(quantization: Quantization) -> str:

@@ -25,8 +25,10 @@ from llamac.materialize import write_weights
 from llamac.target import SIDE_OF_KIND, Target
 
 from .assemble import Progress, compile_code, source_of
-from .certificate import recertify
-from .driver import CompiledGraph, CompileResult, resolve_targets
+from .certificate import ONNX, recertify
+from .chosen_targets import resolve_targets
+from .compiled_graph import CompiledGraph
+from .driver import CompileResult
 from .gpu_side import arena_on, gpu_side, members
 from .manifest_entries import (
     GPU_IMAGE_IR_MEMBER,
@@ -177,7 +179,7 @@ def _prepared(stored: StoredGraphs, change: Change, progress: Progress) -> Work:
         assert compiled is not None
         work.guests.build(compiled, stored.manifest)
     certificate = stored.manifest.get("certificate")
-    kinds = list(work.sides)
+    kinds = [*work.sides, *([ONNX] if work.guests.has_onnx else [])]
     if certificate is not None and certificate.get("kinds", ["cpu"]) != kinds:
         certificate = recertify(certificate, kinds)
     work.certificate = certificate
@@ -335,14 +337,22 @@ def _manifest(work: Work) -> dict[str, Any]:
         manifest["image"] = {**image, "ir": IMAGE_IR_MEMBER}
     if "certificate" in stored.manifest:
         manifest["certificate"] = work.certificate
-    compiled = [side for side in sides.values() if side.compiled is not None]
-    ledgers = [s.compiled.context.ledger for s in compiled if s.compiled and (s.held is not None or guests.made)]
-    for ledger in ledgers:
-        manifest["ledger"] = [entry.to_json() for entry in ledger]
     names = {row["name"] for row in manifest["targets"]}
     gone = [row for row in stored.manifest["targets"] if row["name"] not in names]
-    manifest["ledger"] = without(manifest["ledger"], gone)
+    members = {row["member"] for row in manifest["weights"]}
+    said = without(_ledger(work), gone)
+    manifest["ledger"] = [e for e in said if e["kind"] != "repacked" or e["where"] in members]
     return manifest
+
+
+def _ledger(work: Work) -> list[dict[str, Any]]:
+    """What the file says was decided, with what every graph adds that was packed anew or made other code of."""
+    sides = [s for s in work.sides.values() if s.held is not None or work.guests.made]
+    ledgers = [[e.to_json() for e in s.compiled.context.ledger] for s in sides if s.compiled is not None]
+    found = ledgers[0] if ledgers else list(work.stored.manifest["ledger"])
+    for ledger in ledgers[1:]:
+        found += [entry for entry in ledger if entry not in found]
+    return found
 
 
 def _passes(stored: StoredGraphs, side: Side) -> list[dict[str, Any]]:

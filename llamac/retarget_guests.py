@@ -17,7 +17,7 @@ from llamac.errors import LlamacError
 from llamac.models.llama.config_json import config_from_json
 from llamac.target import SIDE_OF_KIND, Target
 
-from .driver import CompiledGraph
+from .compiled_graph import CompiledGraph
 from .onnx_side import LAYOUT as ONNX_LAYOUT
 from .tvm_side import tvm_side
 

@@ -22,9 +22,10 @@ from llamac.models.llama.weights import expected_shapes
 from llamac.passes.pipelines import Share, parse_quantization, target_pipeline
 from llamac.target import GPU_LAYOUT
 from llamac.transform.base import LedgerEntry, PassContext
+from llamac.transform.canonical import canonical_text
 from llamac.transform.pipeline import PassRecord
 
-from .driver import CompiledGraph, compile_graph
+from .compiled_graph import CompiledGraph, compile_graph
 from .gpu_side import ALIGNMENT as GPU_ALIGNMENT
 from .layer_kinds import is_uniform, layer_counts
 from .manifest_entries import weights_entry
@@ -162,6 +163,7 @@ class StoredGraphs:
         held = StoredWeights(there.placed, self.artifact.map(self.weights(self.main)["member"]))
         for item in made.placed:
             held.check(item.weight)
+        self._check_graph(checkpoint, there)
         there.context.ledger.append(_repacked(LAYOUTS[side], LAYOUTS[self.main]))
         return made, held
 
@@ -197,6 +199,14 @@ class StoredGraphs:
             tensors[name] = StoredTensor(name, name, shape, sources[name], Path(), 0, 0)
         name, source = self.manifest["model"]["name"], self.manifest["model"]["source_format"]
         return Checkpoint(config, tensors, source, None, None, GenerationDefaults(), name, None, [], _NoRows())
+
+    def _check_graph(self, checkpoint: Checkpoint, there: CompiledGraph) -> None:
+        """LLC0615 where the stored configuration gives another graph than the file holds: a captured one, say."""
+        memory, context = there.limits.max_tokens, there.limits.context
+        made = compile_graph(checkpoint, there.quantization, there.kv_dtype, memory, context, [], kind=self.main)
+        if canonical_text(made.module) != canonical_text(there.module):
+            reason = "its graph is not the one that its configuration gives, from which the other side would be made"
+            raise LlamacError("LLC0615", str(self.artifact.path), reason, COMPILE_AGAIN)
 
     def _check_passes(self, checkpoint: Checkpoint, there: CompiledGraph) -> None:
         config, steps = checkpoint.config, self.manifest["memory"]["max_step_tokens"]

@@ -114,7 +114,7 @@ def _body(source: str) -> str:
 
 @functools.lru_cache(maxsize=2)
 def _compiled(source: str) -> bytes:
-    from llamac.driver import resolve_targets
+    from llamac.chosen_targets import resolve_targets
 
     (target,) = resolve_targets(["cpu"])
     with tempfile.TemporaryDirectory(prefix="llamac-trace-") as folder:

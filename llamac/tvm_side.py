@@ -16,7 +16,7 @@ from llamac.transform.base import LedgerEntry
 if TYPE_CHECKING:
     from llamac.backends.tvm.lowering import Lowered
 
-    from .driver import CompiledGraph
+    from .compiled_graph import CompiledGraph
 
 KINDS = ("tvm", "tvm-source")
 """The kinds of targets that this side serves."""

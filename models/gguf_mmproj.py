@@ -19,6 +19,7 @@ from .ledger import LedgerEntry, entry
 from .llama.config import LlamaConfig
 from .llama.gguf_config import FIX, GgufKeys
 from .llama.vision_config import Llama4Vision
+from .llama4.vision_limits import checked_encoder
 from .llama4.vision_weights import expected_vision_shapes
 
 ARCHITECTURE = "clip"
@@ -144,7 +145,7 @@ def _vision(file: GgufFile, ids: tuple[int, int, int], ledger: list[LedgerEntry]
         image_end_token=ids[2],
     )
     _check_sizes(vision, file.path.name)
-    return vision
+    return checked_encoder(vision, file.path.name)
 
 
 def _check_constants(file: GgufFile, keys: GgufKeys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -141,7 +142,7 @@ def _types(keys: Mapping[str, object], where: str) -> list[int]:
     """One GGUF token type per token; 1 (normal) where the file gives none."""
     count = len(_strings(keys, "tokens", where))
     value = keys.get("token_type", [1] * count)
-    if not isinstance(value, list) or len(value) != count or (value and not isinstance(value[0], int)):
+    if not isinstance(value, list) or len(value) != count or (value and type(value[0]) is not int):
         reason = f"tokenizer.ggml.token_type does not give one number for each of {count} tokens"
         raise LlamacError("LLC0212", f"{where} tokenizer", reason, "convert the checkpoint again")
     return value
@@ -152,7 +153,7 @@ def _scores(keys: Mapping[str, object], where: str, count: int) -> list[float]:
     if (
         not isinstance(value, list)
         or len(value) != count
-        or not all(isinstance(one, float) and one == one for one in value)
+        or not all(isinstance(one, float) and math.isfinite(one) for one in value)
     ):
         reason = f"tokenizer.ggml.scores does not give one number for each of {count} tokens"
         raise LlamacError("LLC0212", f"{where} tokenizer", reason, "convert the checkpoint again")

@@ -24,7 +24,10 @@ PostProcessor = object
 
 BEGIN = "<|begin_of_text|>"
 LLAMA3_2_IMAGE = 128_256
-SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+LARGEST_ID = 1 << 31
+SAMPLING_LIMITS = {"temperature": 100.0, "top_k": 1e9, "top_p": 1.0, "min_p": 1.0, "repetition_penalty": 100.0}
+"""Sampling setting -> its largest value; what the runtime would refuse at every prompt is left out at once."""
+ABOVE_ZERO = ("top_p", "repetition_penalty")
 
 
 @dataclass
@@ -161,7 +164,7 @@ def _special_rows(rows: Iterable[tuple[object, object, object]]) -> dict[str, in
     return {
         text: token_id
         for text, token_id, special in rows
-        if isinstance(text, str) and text and isinstance(token_id, int) and token_id >= 0 and special is True
+        if isinstance(text, str) and text and type(token_id) is int and 0 <= token_id < LARGEST_ID and special is True
     }
 
 
@@ -211,10 +214,11 @@ def _post_processor_adds(processor: object, bos_token: str) -> bool:
 def _sampling(generation: Mapping[str, object], ledger: list[LedgerEntry]) -> dict[str, float]:
     """The published sampling settings; `do_sample: false` means greedy, temperature 0."""
     found: dict[str, float] = {}
-    for key in SAMPLING_KEYS:
+    for key in SAMPLING_LIMITS:
         value = generation.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e6:
-            found[key] = value
+        usable = _usable(key, value)
+        if usable is not None:
+            found[key] = usable
         elif value is not None:
             what = f"{key} {repr(value)[:60]}"
             ledger.append(entry("ignored", "generation_config.json", what, "not a number that can be used"))
@@ -223,13 +227,23 @@ def _sampling(generation: Mapping[str, object], ledger: list[LedgerEntry]) -> di
     return found
 
 
+def _usable(key: str, value: object) -> float | None:
+    """The value of a sampling setting as the runtime takes it; None where it would not."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= SAMPLING_LIMITS[key]:
+        return None
+    if key == "top_k":
+        return int(value) if value == int(value) else None
+    return None if key in ABOVE_ZERO and not value else value
+
+
 def _chat_template(directory: Path, settings: Mapping[str, object], ledger: list[LedgerEntry]) -> str | None:
     """chat_template.jinja, chat_template.json, or the one inside tokenizer_config.json."""
     if (directory / "chat_template.jinja").is_file():
         return read_text(directory / "chat_template.jinja")
     value = _optional_json(directory / "chat_template.json").get("chat_template") or settings.get("chat_template")
     if isinstance(value, list):
-        templates = {row.get("name"): row.get("template") for row in value if isinstance(row, dict)}
+        rows = [row for row in value if isinstance(row, dict) and isinstance(row.get("name"), str)]
+        templates = {row["name"]: row.get("template") for row in rows}
         for name in templates:
             if name != "default":
                 what = f"chat template {str(name)[:60]!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from llamac.errors import LlamacError
@@ -11,6 +12,8 @@ LFS_PREFIX = b"version https://git-lfs.github.com/spec/"
 JSON_LIMIT = 64 << 20
 TEXT_LIMIT = 8 << 20
 VOCABULARY_LIMIT = 256 << 20
+DEEPEST_JSON = 100
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def check_not_lfs_pointer(path: Path) -> None:
@@ -49,9 +52,15 @@ def read_json_object(path: Path, limit: int = JSON_LIMIT) -> dict[str, object]:
 
 
 def parse_json_object(data: bytes, where: str) -> dict[str, object]:
-    """Parse JSON with a top-level object; every key may appear once in its object."""
+    """Parse JSON with a top-level object; every key may appear once in its object.
+
+    LLC0214 too for what nests deeper than any config, and for half a surrogate pair, which no text file can hold.
+    """
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys)
+        _check_depth(value)
+        if _SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         reason = f"not valid JSON: {str(error)[:120]}"
         raise LlamacError("LLC0214", where, reason, "download the file again") from None
@@ -60,11 +69,24 @@ def parse_json_object(data: bytes, where: str) -> dict[str, object]:
     return value
 
 
+def _check_depth(value: object) -> None:
+    """ValueError for nesting that would end the recursion of whoever walks through the value."""
+    level = [value]
+    for _ in range(DEEPEST_JSON):
+        inside = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [item for items in inside for item in items if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"nested more than {DEEPEST_JSON} deep")
+
+
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A dict of the pairs; two values for one key would mean that two readers can see two different files."""
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [key for key, _ in pairs]
-        repeated = next(key for key in names if names.count(key) > 1)
-        raise ValueError(f"the key {repeated[:80]!r} appears twice")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key[:80]!r} appears twice")
+            seen.add(key)
     return result

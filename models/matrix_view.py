@@ -6,8 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llamac.errors import LlamacError
+
 from .checkpoint import StoredTensor, assembled
 from .pieces import Piece
+
+MOST_MATRICES = 1 << 16
+"""Matrices of one tensor: an empty one may claim any number of them."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,15 @@ class MatrixView:
 def matrices_of(
     file: Path, offset: int, shape: Sequence[int], strides: Sequence[int], item: int
 ) -> Iterator[MatrixView]:
-    """The matrices of a tensor of rank 0 or 1 (one row), 2 or 3 (one for each first index); strides count elements."""
+    """The matrices of a tensor of rank 0 or 1 (one row), 2 or 3 (one for each first index); strides count elements.
+
+    LLC0208 for a tensor of another rank, without matrices, or of more of them than any model has.
+    """
     if not shape:
         shape, strides = (1,), (1,)
+    if len(shape) > 3 or (len(shape) == 3 and not 1 <= shape[0] <= MOST_MATRICES):
+        reason = f"a tensor of shape {list(shape[:8])} at byte {offset}, expected 1 to {MOST_MATRICES} matrices"
+        raise LlamacError("LLC0208", file.name, reason, "the file is damaged, or holds no Llama")
     sizes, steps = [1] * (3 - len(shape)) + list(shape), [0] * (3 - len(shape)) + [stride * item for stride in strides]
     if len(shape) == 1:
         steps[1] = sizes[2] * item

@@ -120,7 +120,10 @@ def _description(
     prefix = found[0].removesuffix("data.pkl")
     if members[found[0]].file_size > PICKLE_LIMIT:
         _damaged(path, f"its data.pkl is larger than {PICKLE_LIMIT} bytes")
-    order = archive.read(f"{prefix}byteorder") if f"{prefix}byteorder" in members else b"little"
+    stated = members.get(f"{prefix}byteorder")
+    if stated is not None and stated.file_size > len("little"):
+        _damaged(path, f"its byteorder has {stated.file_size} bytes")
+    order = b"little" if stated is None else archive.read(stated)
     if order != b"little":
         raise LlamacError("LLC0210", path.name, "it was written on a big-endian machine", "save it on another machine")
     described = read_pickle(archive.read(found[0]), path.name)

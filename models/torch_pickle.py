@@ -131,7 +131,11 @@ class _Machine:
 
     def group(self) -> list[object]:
         """The values above the last mark, which goes too."""
-        start = max(i for i, value in enumerate(self.stack) if isinstance(value, _Mark))
+        start = len(self.stack) - 1
+        while not isinstance(self.stack[start], _Mark):  # from the top: what is passed over goes
+            start -= 1
+            if start < 0:
+                raise ValueError("a group without a beginning")
         values = self.stack[start + 1 :]
         del self.stack[start:]
         return values
@@ -152,7 +156,9 @@ class _Machine:
 
     def stack_name(self, argument: object) -> None:
         name, module = self.pop(), self.pop()
-        self.stack.append(self.known(str(module), str(name)))
+        if not isinstance(name, str) or not isinstance(module, str):  # what is nested in itself prints without end
+            raise ValueError("a name that is no text")
+        self.stack.append(self.known(module, name))
 
     def known(self, module: str, name: str) -> _Name:
         found = _Name(module, name)
@@ -192,8 +198,8 @@ class _Machine:
         if not isinstance(target, dict) or len(values) % 2:
             raise ValueError("items for what is no dict")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            if not isinstance(key, str | int):
-                raise ValueError("a key that is neither text nor number")
+            if not isinstance(key, str):
+                _integer(key)
             if key in target:
                 raise ValueError(f"the key {str(key)[:80]!r} appears twice")
             target[key] = value

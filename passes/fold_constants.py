@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llamac.ir.definition import Array, Evaluation
+from llamac.ir.dtypes import widen
 from llamac.ir.graph import DataSource, Module, Op, Value, Weight
 from llamac.ir.levels import CAPTURED, MODEL, RAISING
 from llamac.ir.registry import find_op
@@ -94,7 +95,8 @@ def _evaluate(op: Op, known: dict[Value, Array]) -> list[Array]:
 def _data(value: Value) -> Array:
     assert isinstance(value, Weight) and isinstance(value.source, DataSource)
     shape = tuple(d for d in value.tensor.shape if isinstance(d, int))
-    return np.frombuffer(value.source.data, value.tensor.dtype.storage).reshape(shape)
+    stored = np.frombuffer(value.source.data, value.tensor.dtype.storage).reshape(shape)
+    return widen(stored) if value.tensor.dtype.is_float else stored
 
 
 def _data_weight(module: Module, name: str, value: Value, data: Array) -> Weight:

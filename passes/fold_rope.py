@@ -48,7 +48,8 @@ class FoldRope(Pass):
                 folded += 2 if reason is None else 0
                 refusals += [] if reason is None else [Refusal(attention.location, reason)]
             rewriter.finish()
-            refusals += [Refusal(op.location, "rotates neither q nor k of an attention") for op in left]
+            alone = [op for op in graph.ops if op in left]
+            refusals += [Refusal(op.location, "rotates neither q nor k of an attention") for op in alone]
         return PassResult({"half_split": folded}, tuple(refusals))
 
 

@@ -53,18 +53,21 @@ class _Projection:
 def _projection(graph: Graph, append: Op) -> _Projection | str:
     """What `append` gets its rows from, or the reason not to fuse."""
     attributes: dict[str, Attribute] = {}
-    value = append.operands[1]
-    while True:
-        producer = value.producer
-        if sum(value.users.values()) != 1 or value in graph.outputs:
-            return "q, k and v have another use"
-        if producer is not None and producer.opcode == "temper_heads":
-            attributes |= {name: producer.attributes[name] for name in ("floor", "scale")}
-        elif producer is not None and producer.opcode == "norm_heads" and len(producer.operands) == 1:
-            attributes["qk_eps"] = producer.attributes["eps"]
-        else:
-            break
-        value = producer.operands[0]
+    value, heads, cache = append.operands[1], append.attributes["heads"], append.operands[0].cache
+    assert isinstance(heads, int)
+    # The kernel norms q and k first, then tempers q.
+    for opcode, width in (("temper_heads", heads), ("norm_heads", heads + cache.kv_heads)):
+        change = value.producer
+        if change is None or change.opcode != opcode or (opcode == "norm_heads" and len(change.operands) > 1):
+            continue
+        if change.attributes["heads"] != width or _has_other_use(graph, value):
+            return f"{opcode} changes other heads than the kernel would, or has another use"
+        names = {"eps": "qk_eps"} if opcode == "norm_heads" else {"floor": "floor", "scale": "scale"}
+        attributes |= {new: change.attributes[old] for old, new in names.items()}
+        value = change.operands[0]
+    producer = value.producer
+    if _has_other_use(graph, value):
+        return "q, k and v have another use"
     if producer is not None and producer.opcode == "concat":
         reason = "q, k and v are stored differently, and one kernel makes all three"
         raise LlamacError("LLC0506", append.location, reason, "choose a --quantize for all weights")
@@ -73,6 +76,10 @@ def _projection(graph: Graph, append: Op) -> _Projection | str:
     if {"residual", "rows"} & set(str(producer.attributes["operands"]).split()):
         return "the product does more than qkv_rows16 can"
     return _Projection(producer, attributes)
+
+
+def _has_other_use(graph: Graph, value: Value) -> bool:
+    return sum(value.users.values()) != 1 or value in graph.outputs
 
 
 def _fuse(graph: Graph, append: Op, found: _Projection) -> None:

@@ -51,22 +51,25 @@ class FuseRowResidual(Pass):
 def _add(rewriter: Rewriter, add: Op, rank: int) -> str | None:
     for total, residual in (add.operands, add.operands[::-1]):
         summed = total.producer
-        if summed is not None and summed.opcode == "all_reduce" and sum(total.users.values()) == 1:
+        if summed is not None and summed.opcode == "all_reduce" and _is_only(rewriter, total):
             return _add_before_the_sum(rewriter, add, summed, residual, rank)
     return fuse_addition(rewriter, add, _with_residual, "neither operand is a product over rows without residual")
 
 
 def _add_before_the_sum(rewriter: Rewriter, add: Op, summed: Op, residual: Value, rank: int) -> str | None:
-    """The residual is one more thing that is summed: the first rank's product brings it."""
-    if rank:
-        rewriter.replace(add.result, summed.result)
-        return None
+    """The residual is one more thing that is summed: the first rank's product brings it, where it can on all ranks."""
     partial = summed.operands[0]
     scatter = partial.producer if partial.producer is not None and partial.producer.opcode == "scatter_routed" else None
     product = (scatter.operands[2] if scatter is not None else partial).producer
     attributes = _with_residual(product) if product is not None else None
-    if product is None or attributes is None or sum(product.result.users.values()) != 1:
+    fits = len(summed.operands) == 1 and _is_only(rewriter, partial)
+    if product is None or attributes is None or not fits or not _is_only(rewriter, product.result):
         return "what ranks add is not a product over rows without residual"
+    if residual.type != product.result.type:
+        return f"the residual {residual.type} is not of the product's type {product.result.type}"
+    if rank:
+        rewriter.replace(add.result, summed.result)
+        return None
     rewriter.at(add)
     result = rewriter.op(product.opcode, *product.operands, residual, **attributes)
     if scatter is not None:
@@ -81,10 +84,15 @@ def _with_residual(op: Op) -> Attributes | None:
     return {**op.attributes, "operands": f"{op.attributes['operands']} residual"}
 
 
+def _is_only(rewriter: Rewriter, value: Value) -> bool:
+    """Whether one op alone reads `value`."""
+    return sum(value.users.values()) == 1 and value not in rewriter.graph.outputs
+
+
 def _scatter(rewriter: Rewriter, scatter: Op) -> bool:
     routed, _, base = scatter.operands
     down = routed.producer
-    is_only = sum(routed.users.values()) == 1 and routed not in rewriter.graph.outputs
+    is_only = _is_only(rewriter, routed)
     if down is None or down.opcode != "expert_down_rows16" or scatter.attributes["top_k"] != 1 or not is_only:
         return False
     rewriter.at(scatter)

@@ -15,6 +15,7 @@ past does not belong to the layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llamac.errors import LlamacError
@@ -33,6 +34,9 @@ from .lower_cross_attention import CACHE, PAST_PREFIXES, TABLES, CrossLayer, cro
 PAGE = 256
 _HINT = "choose one, or `--kv int8` or `--kv fp8`, which quantize-kv makes of f16"
 _SPLIT = Node("transpose", Node("reshape", Any("flat")))
+
+_BETWEEN = (("temper", "unit_rms_norm", "rope"), ("concat", "unit_rms_norm", "rope"), ("concat",))
+"""What may stand between attention and the heads of q, of k and of v, the last op first: what the kernels do."""
 
 
 @dataclass(frozen=True)
@@ -282,7 +286,7 @@ class _Lowering:
         return tuple(ropes[0].operands[1:])
 
     def _qkv(self, op: Op) -> Value:
-        flat = [self._flat(op, v) for v in op.operands[:3]]
+        flat = [self._flat(op, v, between) for v, between in zip(op.operands, _BETWEEN, strict=False)]
         if all(v.producer is not None and v.producer.opcode == "linear" for v in flat):
             return self._op("concat", *map(self._value, flat), at=op, axis=-1)
         linear, start = projection(flat[0]), 0
@@ -296,9 +300,9 @@ class _Lowering:
             raise LlamacError("LLC0505", op.location, "the joined projection holds more than q, k and v")
         return self._value(linear.result)
 
-    def _flat(self, op: Op, value: Value) -> Value:
-        """The rows [T, heads * head_dim] that q, k or v is made of by past, rotation and the split into heads alone."""
-        for opcode in ("concat", "temper", "unit_rms_norm", "rope"):
+    def _flat(self, op: Op, value: Value, between: Sequence[str]) -> Value:
+        """The rows [T, heads * head_dim] that q, k or v is made of by `between` and a split into heads alone."""
+        for opcode in between:
             if value.producer is not None and value.producer.opcode == opcode:
                 value = value.producer.operands[-1 if opcode == "concat" else 0]
         found = match(_SPLIT, value.producer) if value.producer is not None else None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llamac.errors import LlamacError, did_you_mean
+from llamac.target import SIDE_OF_KIND
 from llamac.transform.base import Pass
 from llamac.transform.pipeline import Step
 
@@ -323,7 +324,10 @@ def target_pipeline(
     page: int = PAGE,
     share: Share = WHOLE,
 ) -> list[Step]:
-    """The pipeline of a kind of target: "cpu", or a GPU of any maker."""
-    if kind == "cpu":
-        return cpu_pipeline(model, q, kv_dtype, max_tokens, uniform, page, share)
-    return gpu_pipeline(model, q, kv_dtype, uniform, page, share)
+    """The pipeline of a kind of target, or of a side of the compiler: "cpu", "gpu", "onnx"; TVM takes that of CPUs."""
+    side = SIDE_OF_KIND.get(kind, kind)
+    if side == "gpu":
+        return gpu_pipeline(model, q, kv_dtype, uniform, page, share)
+    if side == "onnx":
+        return onnx_pipeline(model, q, uniform, joined=True)
+    return cpu_pipeline(model, q, kv_dtype, max_tokens, uniform, page, share)

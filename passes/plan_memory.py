@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from llamac.analysis.memory import EXTERNAL, value_bytes
 from llamac.errors import LlamacError
+from llamac.ir.definition import PLACEMENT
 from llamac.ir.graph import Graph, Module, Op, Value, Weight
 from llamac.ir.levels import KERNEL
 from llamac.ir.types import CacheType
@@ -52,15 +53,24 @@ class PlanMemory(Pass):
     tokens: int = 512
 
     def run(self, module: Module, context: PassContext) -> PassResult:
-        if all("buffers" in op.attributes for _, op in module.ops()):
-            return PassResult()
-        planned, entries = 0, module.entries
+        # Planned anew even where there is a plan: it may be of other ops, or of fewer tokens.
+        entries, before = module.entries, {op: op.attributes.get(PLACEMENT) for _, op in module.ops()}
+        _check_calls(module, entries)
         frame = max(_Planner(graph, self.tokens, 0, True).run() for graph in entries)
         for graph in module.graphs.values():
             if graph not in entries:
                 _Planner(graph, self.tokens, frame, False).run()
-            planned += sum(len(op.results) for op in graph.ops)
-        return PassResult({"buffer": planned})
+        changed = [op for op, placed in before.items() if op.attributes[PLACEMENT] != placed]
+        return PassResult({"buffer": sum(len(op.results) for op in changed)})
+
+
+def _check_calls(module: Module, entries: list[Graph]) -> None:
+    """Frames of called graphs all begin behind those of the entries: one within another would lie on it."""
+    for graph in module.graphs.values():
+        for op in graph.ops if graph not in entries else ():
+            if op.opcode == "call":
+                reason = f"@{graph.name}, which is called itself, calls @{op.attributes['callee']}"
+                raise LlamacError("LLC0505", op.location, reason, "calls of calls have no place in memory")
 
 
 @dataclass
@@ -87,7 +97,7 @@ class _Planner:
             self._free_before(index)
             for result in op.results:
                 self._place(result, op, index, strips)
-            op.attributes["buffers"] = tuple(self.place[r] for r in op.results)
+            op.attributes[PLACEMENT] = tuple(self.place[r] for r in op.results)
         self._check_outputs()
         return self.end
 
@@ -96,12 +106,27 @@ class _Planner:
         found: dict[Value, Value] = {}
         for op in self.graph.ops:
             if op.opcode == "concat":
+                self._check_concat(op)
                 for operand in op.operands:
-                    if len(operand.users) != 1 or operand.producer is None or operand.producer.opcode == "concat":
-                        raise LlamacError("LLC0505", op.location, "a part of a concat has another use")
                     found[operand] = op.result
                     self.last_use[operand] = self.last_use.get(op.result, 0)
         return found
+
+    def _check_concat(self, op: Op) -> None:
+        """No code joins the parts of a concat: each must be written in place, beside the others of its row."""
+        reason = None
+        if op.result.tensor.rank != 2 or op.attributes["axis"] not in (-1, 1):
+            reason = "a concat joins what are not columns of matrices, which have no places side by side"
+        elif self.is_main and self._is_handed_out(op.result):
+            reason = "a concat is handed out, and its parts are written elsewhere"
+        for operand in op.operands:
+            maker = operand.producer
+            if isinstance(operand, Weight) or maker is None or maker.opcode in ("concat", *_UPDATED):
+                reason = f"a part of a concat, {operand!r}, is not made for it"
+            elif sum(operand.users.values()) != 1 or operand in self.graph.outputs:
+                reason = "a part of a concat has another use"
+        if reason is not None:
+            raise LlamacError("LLC0505", op.location, reason)
 
     def _free_before(self, index: int) -> None:
         # Slots are keyed by offset and hold (size, last op that reads them).
@@ -110,10 +135,13 @@ class _Planner:
 
     def _place(self, result: Value, op: Op, index: int, strips: dict[Value, Value]) -> None:
         if isinstance(result.type, CacheType) or (self.is_main and self._is_handed_out(result)):
+            if not isinstance(result.type, CacheType) and op.opcode in _UPDATED:
+                reason = f"{op.opcode} gives a result where its operand lies, which the caller does not see"
+                raise LlamacError("LLC0505", op.location, reason)
             self.place[result] = EXTERNAL
             return
         last = max(self.last_use.get(result, index), len(self.graph.ops) if result in self.graph.outputs else 0)
-        in_place = self._in_place(op, result, index)
+        in_place = self._in_place(op, result, index) if result not in strips else None
         if in_place is not None:
             self.place[result] = self.place[in_place]
             if self.place[result] >= 0:
@@ -137,8 +165,14 @@ class _Planner:
         """The operand whose memory this result takes over, or None."""
         if op.opcode in _UPDATED:
             taken = op.operands[_UPDATED[op.opcode]]
+            reason = None
             if self.last_use[taken] != index or taken in self.graph.outputs:
                 reason = f"{op.opcode} updates {taken!r} in place, which has a later use"
+            elif not self._may_write(taken):
+                reason = f"{op.opcode} updates {taken!r} in place, which is not the graph's to write"
+            elif value_bytes(result, self.tokens) > value_bytes(taken, self.tokens):
+                reason = f"{op.opcode} gives more than its operand {taken!r} has room for"
+            if reason is not None:
                 raise LlamacError("LLC0505", op.location, reason)
             return taken
         at = _RESIDUAL.get(op.opcode)
@@ -148,9 +182,14 @@ class _Planner:
         # Read as another operand too, it would be overwritten while other threads still read it.
         is_free = self.last_use[residual] == index and op.operands.count(residual) == 1
         is_free = is_free and residual not in self.graph.outputs
-        if isinstance(residual, Weight) or not is_free or self.place[residual] == EXTERNAL:
-            return None
-        return residual
+        return residual if is_free and self._may_write(residual) else None
+
+    def _may_write(self, value: Value) -> bool:
+        """Whether the memory of `value` is the graph's to write: its own, or what a called graph hands back."""
+        if isinstance(value, Weight):
+            return False
+        given = -1 - self.place[value]
+        return given < 0 or (not self.is_main and given < len(self.graph.outputs))
 
     def _find(self, size: int) -> int:
         offset = self.base

@@ -62,13 +62,27 @@ class QuantizeKv(Pass):
 
 def _scale(module: Module, layer: int, key: float, value: float) -> None:
     """Have what writes and reads the keys and values of a layer divide by its scales, and multiply with them."""
+    place, scaled = f"layers.{layer}.", 0
     for graph in module.graphs.values():
-        over = [op for op in graph.ops if op.opcode in _OVER_CACHE]
-        for op in [op for op in over if f"{op.location}.".startswith(f"layers.{layer}.")]:
-            cache = next(v.cache for v in op.operands if isinstance(v.type, CacheType))
-            name = f"layers.{layer}.attn.kv_scales"
+        for op in [op for op in graph.ops if f"{op.location}.".startswith(place)]:
+            cache = _own_cache(op)
+            if cache is None:
+                continue
+            if op.opcode not in _OVER_CACHE:
+                reason = f"{op.opcode} cannot divide by the scales of a cache, nor multiply with them"
+                raise LlamacError("LLC0505", op.location, reason, "quantize-kv goes right behind lower-kv-cache")
+            scaled += 1
+            name = f"{place}attn.kv_scales"
             scales = define_weight(module, name, "cache_scales", key=key, value=value, heads=cache.kv_heads)
             _replace(graph, op, make_op(op.opcode, (*op.operands, scales), op.attributes, op.location))
+    if not scaled:
+        raise LlamacError("LLC0505", place.rstrip("."), "has scales of keys and values, and no cache of its own")
+
+
+def _own_cache(op: Op) -> CacheType | None:
+    """The cache of keys and values of the text that an op reads or writes; None for other ops."""
+    found = (v.type for v in op.operands if isinstance(v.type, CacheType) and not v.type.cross)
+    return next(found, None)
 
 
 def _replace(graph: Graph, old: Op, new: Op) -> None:

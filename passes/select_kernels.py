@@ -43,7 +43,7 @@ class SelectKernels(Pass):
                 weight = op.operands[_WEIGHT[op.opcode]]
                 chosen = choose_format(weight, self.pairs)
                 op.attributes["format"] = chosen
-                for block in block_formats(weight):
+                for block in sorted(block_formats(weight)):
                     widened.setdefault(block, []).append(weight.name)
                 counts[chosen] = counts.get(chosen, 0) + 1
         context.ledger += [_held(block, names) for block, names in widened.items() if not BLOCKS[block].as_stored]

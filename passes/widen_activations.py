@@ -54,13 +54,14 @@ def _rebuild(graph: Graph, op: Op) -> list[Op]:
     dtype = attributes.get("dtype")
     if op.opcode in ("cast", "constant", "iota") and dtype is not F32 and getattr(dtype, "is_float", False):
         attributes["dtype"] = F32
-    if op.opcode == "cast" and op.operands[0].type == op.results[0].tensor.with_dtype(F32):
+    wide = op.results[0].tensor.with_dtype(F32) if op.opcode == "cast" and op.result.tensor.dtype.is_float else None
+    if wide is not None and op.operands[0].type == wide:
         graph.replace(op.results[0], op.operands[0])
         op.drop_operands()
         return []
     casts = [make_op("cast", (v,), {"dtype": F32}, op.location) for v in _narrow_weights(op)]
-    wide = {cast.operands[0]: cast.result for cast in casts}
-    made = [*casts, make_op(op.opcode, tuple(wide.get(v, v) for v in op.operands), attributes, op.location)]
+    cast_of = {cast.operands[0]: cast.result for cast in casts}
+    made = [*casts, make_op(op.opcode, tuple(cast_of.get(v, v) for v in op.operands), attributes, op.location)]
     if _is_narrow(made[-1].results[0]):
         made.append(make_op("cast", (made[-1].results[0],), {"dtype": F32}, op.location))
     for old, new in zip(op.results, made[-1].results, strict=True):

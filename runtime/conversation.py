@@ -105,12 +105,13 @@ class Conversation:
 
     def _stream(self, message: Message) -> TextStream:
         self.last = None
+        options: GenerateOptions = {**self._options, "echo": False}  # earlier turns are not said again
         return self.model.stream_chat(
             [*self.messages, message],
             tools=self._tools,
             chat_format=self._chat_format,
             sequence=self._sequence,
-            **self._options,
+            **options,
         )
 
     def _end(self, stream: TextStream, message: Message, said: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +55,7 @@ class CpuDevice:
         self.threads = settings.threads
         self._library = library
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self._profiler: Profiler | None = None
         caches = [_cache_memory(n, c.page_bytes) for n, c in zip(page_counts, plan.caches, strict=True)]
         arena = anonymous_memory(plan.arena_bytes, "arena")
@@ -63,7 +65,9 @@ class CpuDevice:
         self._buffers = (held, *caches, arena)  # the code holds their addresses: they must live as long as it does
         model = self._create(held, caches, arena)
         self._model: int | None = model
-        self._destroy = weakref.finalize(self, _destroy, library.destroy, model, self._buffers)
+        self._destroy = weakref.finalize(self, _destroy, library.destroy, model, self._buffers, self._process)
+        self._destroy.atexit = False
+        self._at_exit = weakref.finalize(self, _end_steps, weakref.ref(self), self._process)
         if settings.pinned is not None:
             self._pin(model, settings.pinned)
         if settings.copies_weights:
@@ -268,8 +272,12 @@ class CpuDevice:
 
     def close(self) -> None:
         """Stop the code's threads and let go of its memory; `step` refuses afterwards."""
+        if os.getpid() != self._process:  # a fork: neither the threads nor who holds the lock came along
+            self._model = None
+            return
         with self._lock:
             self._model = None
+            self._at_exit.detach()
             self._destroy()
             self._buffers = ()
 
@@ -282,9 +290,21 @@ def _cache_memory(pages: int, page_bytes: int) -> Bytes:
     return anonymous_memory(pages * page_bytes, f"KV cache of {pages} x {page_bytes} bytes")
 
 
-def _destroy(destroy: Callable[..., None], model: int, buffers: tuple[Bytes, ...]) -> None:
+def _destroy(destroy: Callable[..., None], model: int, buffers: tuple[Bytes, ...], process: int) -> None:
     """Free the native model; `buffers` is here so that no memory goes away before the code's last use of it."""
-    destroy(model)
+    if os.getpid() == process:  # the threads are there, which it waits for
+        destroy(model)
+
+
+def _end_steps(device: weakref.ref[CpuDevice], process: int) -> None:
+    """The process ends: wait for the step that a daemon thread may be in; later ones are refused.
+
+    The interpreter takes the memory away next, so nothing else has to be undone.
+    """
+    found = device()
+    if found is not None and os.getpid() == process:
+        with found._lock:
+            found._model = None
 
 
 def _check_arrays(

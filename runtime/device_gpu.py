@@ -33,6 +33,9 @@ from .step_pictures import StepPictures, check_pixels
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
 
+RESULT_BYTES = 64 << 20
+"""Pinned memory that results come to the host through: logits of every token of a step are more, and come in turns."""
+
 
 class GpuDevice:
     """One compiled model on one GPU; `step` may be called from any thread, one call at a time runs.
@@ -117,7 +120,8 @@ class GpuDevice:
         owned.callback(self._staging.close)
         self._ahead = StepsAhead(driver, memory, max(self.most_rows_ahead, 1))
         owned.callback(self._ahead.close)
-        self._results = memory.pinned(needs.output_bytes)
+        self._result_bytes = min(needs.output_bytes, max(RESULT_BYTES, 4 * self.vocab_size, 4 * SAMPLED_WORDS))
+        self._results = memory.pinned(self._result_bytes)
         self._memory = memory
         for buffer in plan.buffers:
             if buffer.role == "weights":
@@ -344,9 +348,13 @@ class GpuDevice:
 
     def _read_back(self, run: BucketRun, result: Result, out: Float32s | Int32s) -> None:
         """Wait for a result and copy its first rows to `out`."""
-        self._driver.copy_out(self._results, run.output_at[OUTPUT_OF[result]], out.nbytes, self._stream)
-        self._driver.wait_for_stream(self._stream)
-        out[:] = host_bytes(self._results, out.nbytes).view(out.dtype).reshape(out.shape)
+        row = out.nbytes // len(out)
+        at_once = self._result_bytes // row
+        for start in range(0, len(out), at_once):
+            part, source = out[start : start + at_once], run.output_at[OUTPUT_OF[result]] + start * row
+            self._driver.copy_out(self._results, source, part.nbytes, self._stream)
+            self._driver.wait_for_stream(self._stream)
+            part[:] = host_bytes(self._results, part.nbytes).view(out.dtype).reshape(part.shape)
 
     def expert_counts(self) -> npt.NDArray[np.uint64]:
         """Empty for a model without mixtures; LLC0867 for one with them: nothing counts on the GPU."""

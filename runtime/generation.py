@@ -59,6 +59,10 @@ class GenerationOptions:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
                 reason = f"{value!r} is not a whole number of at least {lowest}"
                 raise LlamacError("LLC0811", name, reason, "give one, or None")
+        for token_id in self.stop_ids:
+            if isinstance(token_id, bool) or not isinstance(token_id, (int, np.integer)):
+                hint = "give ids of the vocabulary; texts are given as `stop`"
+                raise LlamacError("LLC0811", "stop_ids", f"{token_id!r} is no token id", hint)
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,7 @@ class Continuation:
         self._plain_greedy = options.sampling.temperature == 0 and options.sampling.repetition_penalty == 1
         self._decoder = None if tokenizer is None else StreamDecoder(tokenizer, continuation=options.after_text)
         self._stops = StopStrings(options.stop)
+        self.echo = echo
         self._pieces = [echo] if echo else []
         self.tagged_pieces: list[str] = []
         self._logprobs: list[TokenLogprob] = []

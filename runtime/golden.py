@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from llamac.errors import LlamacError
+
 from .device_cpu import Float32s
 from .model import Model
 
@@ -32,6 +34,8 @@ TOLERANCE: dict[tuple[str, str], float] = {
 with f16 or bf16 (the cache is f16), 0.45 with weights in groups, which round activations to 8 bits in blocks of 32, and
 1.2 with int4 (after a prompt of five tokens; 0.35 otherwise). The mistakes that tests/bench makes on purpose exceed it.
 "absent" compares llamac with itself on another instruction set; there a last bit can become a whole step of 8 bits."""
+
+_LARGEST_TOLERANCE = 1e9
 
 DENSE_FORMATS = frozenset({"f32", "bf16", "f16", "e4m3fn"})
 
@@ -58,7 +62,11 @@ def tolerance_of(manifest: Mapping[str, Any]) -> float:
     """The tolerance for this artifact's golden vectors, by its manifest or by the table."""
     golden = manifest["golden"]
     if "tolerance" in golden:
-        return float(golden["tolerance"])
+        given = golden["tolerance"]
+        if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < _LARGEST_TOLERANCE:
+            reason = f"is {ascii(given)[:40]}, must be a number from 0"
+            raise LlamacError("LLC0802", "manifest key golden.tolerance", reason, "compile the model again")
+        return float(given)
     return TOLERANCE[_arithmetic(manifest), "absent" if golden["oracle"] == "absent" else "outside"]
 
 
@@ -79,11 +87,21 @@ def replay(model: Model) -> list[Verdict]:
 
 def _judge(model: Model, index: int, vector: Mapping[str, Any], tolerance: float) -> Verdict:
     prompt, greedy = vector["prompt_ids"], vector["greedy_ids"]
+    _check_ids(model, index, vector)
     # One pass over prompt and continuation gives the logits before each recorded id.
     logits = model.logits([*prompt, *greedy[:-1]])[len(prompt) - 1 :]
     difference = _largest_difference(logits[0], vector["top"])
     parted = next((step for step, token in enumerate(greedy) if not _is_greedy(logits[step], token, tolerance)), None)
     return Verdict(index, difference <= tolerance and parted is None, difference, tolerance, parted)
+
+
+def _check_ids(model: Model, index: int, vector: Mapping[str, Any]) -> None:
+    """Every id that a logit is looked up for has one; LLC0802 otherwise."""
+    named = [token for pair in vector["top"] for token in pair[:1]]
+    is_id = [isinstance(token, int) and 0 <= token < model.vocab_size for token in (*vector["greedy_ids"], *named)]
+    if not all(is_id) or any(len(pair) != 2 for pair in vector["top"]):
+        reason = f"it names ids outside the vocabulary of {model.vocab_size}, or pairs that are none"
+        raise LlamacError("LLC0802", f"manifest key golden.vectors[{index}]", reason, "compile the model again")
 
 
 def _largest_difference(logits: Float32s, top: Sequence[Sequence[float]]) -> float:

@@ -11,6 +11,7 @@ A fork of a sequence shares its pages; whoever first writes to a shared page tak
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -64,11 +65,14 @@ class PagePool:
         self._lock = threading.Lock()
         self._free = list(range(page_count - 1, -1, -1))
         self._more_owners: dict[int, int] = {}
+        self._returned: deque[Sequence[int]] = deque()
 
     @property
     def free_pages(self) -> int:
         """Pages that no sequence owns."""
-        return len(self._free)
+        with self._lock:
+            self._take_back()
+            return len(self._free)
 
     def pages_for(self, tokens: int) -> int:
         """How many pages `tokens` tokens of one sequence need at most at a time, the last one perhaps in part."""
@@ -82,6 +86,7 @@ class PagePool:
     def allocate(self, count: int) -> list[int]:
         """Take `count` pages, all or none; LLC0808 when fewer are free."""
         with self._lock:
+            self._take_back()
             if count > len(self._free):
                 raise self._exhausted(count)
             return [self._free.pop() for _ in range(count)]
@@ -97,9 +102,21 @@ class PagePool:
         return page in self._more_owners
 
     def release(self, pages: Sequence[int]) -> None:
-        """Give pages back; the caller drops its table. A shared page is free when its last owner has."""
-        with self._lock:
-            for page in reversed(pages):
+        """Give pages back; the caller drops its table. A shared page is free when its last owner has.
+
+        Never waits: a stream that nobody holds is closed wherever Python collects it, in the middle of a call here too.
+        """
+        self._returned.append(list(pages))
+        if self._lock.acquire(blocking=False):
+            try:
+                self._take_back()
+            finally:
+                self._lock.release()
+
+    def _take_back(self) -> None:
+        """Free what was given back; the lock is held."""
+        while self._returned:
+            for page in reversed(self._returned.popleft()):
                 others = self._more_owners.pop(page, 0)
                 if others == 0:
                     self._free.append(page)
@@ -230,6 +247,7 @@ class CachedSequence:
         self.ids: list[int] = []
         self.images = SequenceImages()
         self.closed = False
+        self._writer: object | None = None
 
     def __len__(self) -> int:
         """Tokens in the cache: the position that the next token gets."""
@@ -283,6 +301,18 @@ class CachedSequence:
         other.tables = [table.fork() for table in self.tables]
         other.ids, other.images = list(self.ids), self.images.copy()
         return other
+
+    def begin_text(self, owner: object) -> None:
+        """`owner` writes here until `end_text`. LLC0820 while another does: each would write over the other."""
+        if self._writer not in (None, owner):
+            hint = "read that stream to its end or close it, or give each its own sequence"
+            raise LlamacError("LLC0820", "KV cache", "another text is being written in the sequence", hint)
+        self._writer = owner
+
+    def end_text(self, owner: object) -> None:
+        """`owner` has ended, if it is the one that writes here."""
+        if self._writer is owner:
+            self._writer = None
 
     def cover(self, stop: int, copy: CopyPage | None = None) -> None:
         """Make ready to append tokens up to position `stop`, which `reserve` has provided for."""

@@ -66,8 +66,8 @@ class GenerateOptions(TypedDict, total=False):
     min_p: float | None
     repetition_penalty: float | None
     seed: int | None
-    stop: Sequence[str] | str
-    stop_ids: Sequence[int]
+    stop: Sequence[str] | str | None
+    stop_ids: Sequence[int] | None
     ignore_stop_ids: bool
     logprobs: int | None
     echo: bool
@@ -86,8 +86,12 @@ class TextStream(Iterator[str]):
         self._progress = progress
         self._continuation = continuation
         self._outcome: Generation | None = None
+        self._echo = continuation.echo
 
     def __next__(self) -> str:
+        if self._echo:
+            echo, self._echo = self._echo, ""
+            return echo
         for step in self._progress:
             if step.outcome is not None:
                 self._outcome = step.outcome
@@ -129,7 +133,8 @@ class Model:
 
     name, context (the longest sequence in tokens), vocab_size, target (the code in use), threads, load_seconds,
     manifest, session (the low-level way to step sequences together).
-    Calls from several threads are safe: steps take turns, and `load(..., sequences=N)` gives the cache room for N.
+    Calls from several threads are safe: steps take turns, and `load(..., sequences=N)` gives the cache room for N. In a
+    process that was forked later it cannot be used (LLC0819).
     """
 
     def __init__(
@@ -203,7 +208,11 @@ class Model:
             raise LlamacError("LLC0814", "chat template", reason, hint)
         from .text.chat import ChatTemplate
 
-        return ChatTemplate(self._artifact.member_bytes(member).decode("utf-8"))
+        try:
+            source = self._artifact.member_bytes(member).decode("utf-8")
+        except UnicodeDecodeError:
+            raise LlamacError("LLC0910", "chat template", "it is not UTF-8 text", "compile the model again") from None
+        return ChatTemplate(source)
 
     def expert_counts(self) -> dict[int, list[int]]:
         """Layer number -> how many tokens each of its experts has got since loading; empty without mixtures."""
@@ -370,13 +379,13 @@ class Model:
         given = {name: options.get(name) for name in _SAMPLING}
         defaults = {name: value for name, value in self.plan.defaults.items() if name in _SAMPLING}
         sampling = defaults | {name: value for name, value in given.items() if value is not None}
-        stop = options.get("stop", ())
+        stop, stop_ids = options.get("stop"), options.get("stop_ids")
         own_stops = frozenset() if options.get("ignore_stop_ids", False) else self.plan.stop_ids
         return GenerationOptions(
             max_new_tokens=options.get("max_new_tokens", 256),
             sampling=SamplerOptions.from_mapping(sampling),
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            stop_ids=own_stops | frozenset(options.get("stop_ids", ())),
+            stop=(stop,) if isinstance(stop, str) else tuple(() if stop is None else stop),
+            stop_ids=own_stops | frozenset(() if stop_ids is None else stop_ids),
             logprobs=options.get("logprobs"),
             after_text=after_text,
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 from typing import Any, ClassVar, cast
 
 from llamac.errors import LlamacError
@@ -190,8 +190,9 @@ def _write_all(descriptor: int, code: bytes) -> None:
 def _load_from_file(code: bytes, where: str) -> ctypes.CDLL:
     import tempfile  # 12 ms that the usual way does not need
 
-    descriptor, name = tempfile.mkstemp(prefix="llamac-", suffix=".so")
+    name = ""
     try:
+        descriptor, name = tempfile.mkstemp(prefix="llamac-", suffix=".so")
         with open(descriptor, "wb") as file:
             file.write(code)
         return ctypes.CDLL(name)
@@ -199,4 +200,5 @@ def _load_from_file(code: bytes, where: str) -> ctypes.CDLL:
         hint = "set TMPDIR to a folder from which code may be executed"
         raise LlamacError("LLC0803", where, f"the system does not load the code: {error}", hint) from error
     finally:
-        Path(name).unlink(missing_ok=True)
+        with suppress(OSError):  # some systems keep a library that is loaded
+            os.unlink(name)

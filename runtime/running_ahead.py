@@ -68,25 +68,28 @@ def rows_ahead(
 
     That is i32 [sequences, 1], the best ids, or with `draws` [sequences, SAMPLED_WORDS], of which the id is the first.
     The pages must have been reserved. When a step's result is yielded the sequences hold the tokens that led to it, and
-    the step after is on its way; closing the iterator gives that one up.
+    the step after is on its way; closing the iterator gives that one up. Where somebody else has used the device since,
+    the step is begun again.
     """
-    device = session.device
+    device, turns, run = session.device, session.turns, object()
     assert isinstance(device, AheadDevice)
     starts = [len(sequence) for sequence in sequences]
     fed = list(ids)
     try:
-        _start(device, sequences, starts, 0, fed, draws)
         for step in range(steps):
-            if step + 1 < steps:
-                _start(device, sequences, starts, step + 1, None, draws)
-            found = device.finish_ahead()
+            with turns.of(run) as is_on_its_way:
+                if not is_on_its_way:
+                    _start(device, sequences, starts, step, fed, draws)
+                if step + 1 < steps:
+                    _start(device, sequences, starts, step + 1, None, draws)
+                found = device.finish_ahead()
             for sequence, token in zip(sequences, fed, strict=True):
                 sequence.ids.append(token)
                 sequence.images.fed(len(sequence))
             fed = found[:, 0].tolist()
             yield found
     finally:
-        device.forget_ahead()
+        turns.end(run)
 
 
 def _start(

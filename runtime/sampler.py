@@ -19,6 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from llamac.errors import LlamacError, did_you_mean
 
 SEED_LIMIT = 1 << 64
+SMALLEST = 1e-30
+"""What a float32 logit can still be divided by."""
 FIRST_CUT = 512
 """How many of the largest logits top-p looks at first; all are sorted only when their mass stays below p."""
 
@@ -40,12 +42,13 @@ class SamplerOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        self._require("temperature", 0.0 <= self._number("temperature") <= 100.0, "a number from 0 (greedy) to 100")
+        temperature, cold = self._number("temperature"), f"0 (greedy), or a number from {SMALLEST} to 100"
+        self._require("temperature", temperature == 0 or SMALLEST <= temperature <= 100.0, cold)
         self._require("top_k", _is_integer(self.top_k) and self.top_k >= 0, "a whole number from 0 (off)")
         self._require("top_p", 0.0 < self._number("top_p") <= 1.0, "a number above 0, up to 1 (off)")
         self._require("min_p", 0.0 <= self._number("min_p") <= 1.0, "a number from 0 (off) to 1")
         penalty = self._number("repetition_penalty")
-        self._require("repetition_penalty", 0.0 < penalty <= 100.0, "a number above 0, up to 100; 1 is off")
+        self._require("repetition_penalty", SMALLEST <= penalty <= 100.0, f"a number from {SMALLEST} to 100; 1 is off")
         seeded = self.seed is None or (_is_integer(self.seed) and 0 <= self.seed < SEED_LIMIT)
         self._require("seed", seeded, "a whole number from 0 to 2**64 - 1")
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+from llamac.errors import LlamacError
+
 from .generation import Continuation, Generation
 from .gpu.sampling import drawn_token
 from .kv import CachedSequence
@@ -93,12 +95,17 @@ def run_together(
     """Run all `continuations` to their ends, yielding text as it becomes certain.
 
     kept: the sequence to run the only continuation in; it stays open, and tokens it shares with the prompt are not
-    computed again. Raises LLC0808 when a request would not fit even an empty cache.
+    computed again (LLC0820 while another text is written in it). Raises LLC0808 when a request would not fit even an
+    empty cache.
     """
     waiting = deque(enumerate(continuations))
     running: deque[_Running] = deque()
     results = RowResults(session)
+    batch = object()
     try:
+        session.turns.enter(batch)
+        if kept is not None:
+            kept.begin_text(batch)
         while waiting or running:
             _admit(session, waiting, running, kept)
             if not waiting and _can_run_ahead(session, running):
@@ -110,6 +117,9 @@ def run_together(
     finally:
         for row in running:
             row.release()
+        if kept is not None:
+            kept.end_text(batch)
+        session.turns.leave(batch)
 
 
 def _admit(
@@ -133,9 +143,11 @@ def _admit(
                 return
         try:
             sequence.reserve(continuation.most_tokens, continuation.vision_tokens)
-        except BaseException:
+        except BaseException as error:
             if guesser is not None:
                 guesser.close()
+            if running and isinstance(error, LlamacError):
+                return  # another thread has taken the pages since; they come back
             raise
         row = _Running(request, continuation, sequence, kept is not None, guesser)
         running.append(row)
@@ -146,7 +158,9 @@ def _admit(
 def _can_run_ahead(session: Session, running: deque[_Running]) -> bool:
     """Whether all texts are being written, and the device finds their tokens itself: the best ones, or drawn ones."""
     draws = not all(row.continuation.takes_best for row in running)
-    return len(running) <= most_rows_ahead(session, draws) and all(
+    if session.turns.are_shared or len(running) > most_rows_ahead(session, draws):
+        return False
+    return all(
         len(row.pending) == 1 and row.guesser is None and (not draws or row.continuation.takes_drawn) for row in running
     )
 
@@ -160,7 +174,7 @@ def _draws(rows: Sequence[_Running]) -> Draws | None:
 
 
 def _run_ahead(session: Session, running: deque[_Running]) -> Iterator[Progress]:
-    """Write all texts until one of them ends."""
+    """Write all texts until one of them ends, or somebody else wants the device."""
     rows = list(running)
     steps = min(row.continuation.most_tokens - len(row.sequence) for row in rows)
     draws = _draws(rows)
@@ -170,7 +184,7 @@ def _run_ahead(session: Session, running: deque[_Running]) -> Iterator[Progress]
                 own = row.continuation
                 text = own.accept_id(int(words[0])) if draws is None else own.accept_drawn(drawn_token(words))
                 yield from _go_on(row, text, running)
-            if len(running) < len(rows):
+            if len(running) < len(rows) or session.turns.are_shared:
                 return
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from llamac.errors import LlamacError
 
 from .device_cpu import Float32s, Int32s
+from .device_turns import DeviceTurns
 from .images.placed import PromptImage
-from .kv import CachedSequence, make_pools
+from .kv import CachedSequence, CopyPage, make_pools
 from .pictures import encode, pictures_of
 from .ranked import RankedRows
 from .run_plan import MemoryPlan
@@ -124,12 +125,23 @@ class Session:
         self.context = context
         self.token_ids = token_ids or device.vocab_size
         self.pools = make_pools(device.plan, device.page_counts)
-        self._copy_page = device.copy_page if isinstance(device, PageCopyingDevice) else None
+        self.turns = DeviceTurns(device)
+        self._copies_pages = isinstance(device, PageCopyingDevice)
 
     @property
     def max_step_tokens(self) -> int:
         """The most tokens that one step takes, over all its sequences."""
         return self.device.plan.max_step_tokens
+
+    @property
+    def _copy_page(self) -> CopyPage | None:
+        """What copies a page; None on a device that cannot."""
+        return self._copied if self._copies_pages else None
+
+    def _copied(self, cache: int, source: int, to: int) -> None:
+        assert isinstance(self.device, PageCopyingDevice)
+        with self.turns.of():
+            self.device.copy_page(cache, source, to)
 
     @property
     def most_top(self) -> int:
@@ -188,7 +200,9 @@ class Session:
             total = sequence.images.vision_tokens + image.vision_tokens
             sequence.reserve(len(sequence), total)
             sequence.cover_vision(image.vision_tokens, self._copy_page)
-            sequence.images.add(image, encode(self.device, sequence, image))
+            with self.turns.of():
+                made = encode(self.device, sequence, image)
+            sequence.images.add(image, made)
 
     def step(self, feeds: Sequence[Feed], out: Float32s | None = None) -> Float32s:
         """Append each feed's ids to its sequence in one step; the wanted logit rows, [R, vocab], in feed order.
@@ -241,7 +255,9 @@ class Session:
             page_tables(feeds),
             rows,
         )
-        run(arguments, pictures_of([(feed.sequence, len(feed.ids)) for feed in feeds]))
+        pictures = pictures_of([(feed.sequence, len(feed.ids)) for feed in feeds])
+        with self.turns.of():
+            run(arguments, pictures)
         for feed in feeds:
             feed.sequence.ids.extend(feed.ids)
             feed.sequence.images.fed(len(feed.sequence))

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from llamac.errors import LlamacError
 
+from ..compiler_cache import compiler_cache
+
 ZIG_VERSION = "0.17.1"
 """The `ziglang` release whose clang is used; another one may emit other bytes."""
 
@@ -40,8 +42,8 @@ KERNEL_HEADERS: tuple[str, ...] = (
     "peaks.h", "linear_dense.h", "grouped_dots.h", "linear_grouped.h", "grouped_inputs.h", "grouped_tile.h",
     "grouped_tile_amx.h", "grouped_tile_i8mm.h", "grouped_tile_ymm.h", "grouped_gemm.h", "quantize_rows.h", "gated.h",
     "rms_norm.h", "embedding.h", "rope.h", "kv_pages.h", "attention_view.h", "attention_int8.h", "attention_page.h",
-    "attention_rows.h", "attention_split.h", "attention.h", "elementwise.h", "heads.h", "qkv.h", "routing.h", "encoder.h", "tokens.h", "gated_add.h", "tiles.h",
-    "head.h",
+    "attention_rows.h", "attention_split.h", "attention.h", "elementwise.h", "heads.h", "qkv.h", "routing.h",
+    "encoder.h", "tokens.h", "gated_add.h", "tiles.h", "head.h",
 )  # fmt: skip
 """The kernel library in include order."""
 
@@ -145,28 +147,9 @@ def _first_errors(messages: str, most: int = 3) -> str:
     return " | ".join((errors or lines or ["no message"])[:most])
 
 
-def cache_folder() -> Path:
-    """A writable folder for the compiler's cache: LLAMAC_CACHE_DIR, the user's cache folder, or a temporary one."""
-    candidates = [os.environ.get("LLAMAC_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME"), os.path.expanduser("~/.cache")]
-    for position, base in enumerate(candidates):
-        if not base or base.startswith("~"):
-            continue
-        folder = Path(base) / ("zig" if position == 0 else "llamac/zig")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
-    identity = os.getuid() if hasattr(os, "getuid") else "user"
-    folder = Path(tempfile.gettempdir()) / f"llamac-zig-{identity}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def compiler_environment() -> dict[str, str]:
     """The caller's environment with the compiler's caches in a writable place and its messages in English."""
-    folder = cache_folder()
+    folder = compiler_cache("zig")
     return {
         "ZIG_GLOBAL_CACHE_DIR": str(folder / "global"),
         "ZIG_LOCAL_CACHE_DIR": str(folder / "local"),

@@ -10,10 +10,11 @@ from typing import Any
 
 from llamac.errors import LlamacError
 
+from ..compiler_cache import compiler_cache
 from .architectures import Architecture, architecture
 from .request import CompileOptions, Constant, KernelRequest
 from .resources import cuda_resources, hip_resources
-from .toolchain import cache_folder, load_kernel, require_triton
+from .toolchain import load_kernel, require_triton
 
 ALIGNMENT = 16
 """Bytes that every pointer is promised to be aligned to; 16-byte loads depend on it."""
@@ -140,7 +141,7 @@ def _settings() -> Iterator[None]:
     """Triton's settings for reproducible code: no line numbers, whose paths would be in the bytes, and our cache."""
     from triton import knobs
 
-    folder = os.environ.get("TRITON_CACHE_DIR") or str(cache_folder())
+    folder = os.environ.get("TRITON_CACHE_DIR") or str(compiler_cache("triton"))
     with knobs.compilation.scope(), knobs.cache.scope():
         knobs.compilation.disable_line_info = True
         knobs.cache.dir = folder

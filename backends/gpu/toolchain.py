@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from llamac.errors import LlamacError
@@ -47,23 +44,3 @@ def load_kernel(family: str, name: str) -> Any:
     if kernel is None:
         raise LlamacError("LLC0609", f"{family}.{name}", "there is no such kernel (a bug in llamac)")
     return kernel
-
-
-def cache_folder() -> Path:
-    """A writable folder for Triton's cache: LLAMAC_CACHE_DIR, the user's cache folder, or a temporary one."""
-    home = os.path.expanduser("~/.cache")
-    bases = [(os.environ.get("LLAMAC_CACHE_DIR"), "triton"), (os.environ.get("XDG_CACHE_HOME"), "llamac/triton")]
-    for base, inside in [*bases, (home, "llamac/triton")]:
-        if not base or base.startswith("~"):
-            continue
-        folder = Path(base) / inside
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
-    identity = os.getuid() if hasattr(os, "getuid") else "user"
-    folder = Path(tempfile.gettempdir()) / f"llamac-triton-{identity}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder

@@ -21,6 +21,7 @@ from llamac.analysis.weight_plan import PlacedWeight
 from llamac.artifact.launch_plan_file import write_plan
 from llamac.backends.gpu.build import build
 from llamac.driver import CompiledGraph, compile_graph
+from llamac.errors import LlamacError
 from llamac.gpu_side import gpu_side
 from llamac.ir.evaluator import WeightEvaluator
 from llamac.models.checkpoint import Checkpoint
@@ -29,19 +30,27 @@ from llamac.passes.pipelines import parse_quantization
 from llamac.target import find_target
 
 
-def main() -> None:
-    """Compile every case for every target that is asked for."""
+def main() -> int:
+    """Compile every case for every target that is asked for; 1 when one of them could not be."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", default="h100", help="names as `llamac targets` lists them, with commas")
     parser.add_argument("--case", action="append", choices=list(CASES), help="only these")
     parser.add_argument("-o", "--output", type=Path, default=Path("build/gpu"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
+    failed = 0
     for name in options.case or CASES:
         for target in options.target.split(","):
             path = options.output / f"{name}-{target}.zip"
-            write_case(path, CASES[name], target)
+            try:
+                write_case(path, CASES[name], target)
+            except LlamacError as error:
+                failed += 1
+                path.unlink(missing_ok=True)
+                print(f"{path}: {error}", file=sys.stderr)
+                continue
             print(f"{path}: {path.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def write_case(path: Path, case: Case, target: str, checkpoint: Checkpoint | None = None) -> None:
@@ -95,4 +104,4 @@ def _row(item: PlacedWeight) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

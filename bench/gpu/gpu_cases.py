@@ -1,4 +1,4 @@
-"""What is measured on GPUs, as data, and the least bytes that a step of it must move."""
+"""What is measured and checked on GPUs, as data."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ CASES = {
         Case("1b-bf16", "llama-3.2-1b", "keep", "bf16"),
         Case("1b-fp8", "llama-3.2-1b", "fp8", "bf16"),
         Case("1b-int4", "llama-3.2-1b", "int4:g128", "bf16"),
+        Case("1b-fp8-activations", "llama-3.2-1b", "fp8:fp8-activations", "fp8"),
         Case("3b-bf16", "llama-3.2-3b", "keep", "bf16"),
         Case("8b-bf16", "llama-3.1-8b", "keep", "bf16"),
         Case("8b-fp8", "llama-3.1-8b", "fp8", "bf16"),

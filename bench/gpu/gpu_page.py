@@ -26,8 +26,8 @@ make gpu-test                     # where the GPU is: every kernel and whole mod
 make gpu-bench                    # the table below
 ```
 
-The last two need numpy, torch and cuda-bindings, take less than ten minutes each and fetch nothing: the code is in
-`build/gpu`, weights are random and made on the way.
+The last two need numpy, torch, pytest, hypothesis and cuda-bindings, take less than ten minutes each and fetch nothing:
+the code is in `build/gpu`, weights are random and made on the way. Run again, `gpu-bench` goes on where it ended.
 
 *ms*: median GPU time of a whole decode step, one graph launch, greedy, with head and choice of the token. *floor*: its
 bytes at the rate of a copy, measured in the same run: each weight once but the table of embeddings, keys and values
@@ -56,8 +56,9 @@ def write_page(path: Path, found: dict[str, Any] | None) -> None:
 
 def _line(row: Row, result: dict[str, Any]) -> str:
     step = f"prefill of {row.prefill}" if row.prefill else f"batch {row.batch}, context {row.context}"
-    if "refused" in result:
-        return f"| {row.case} | {step} | refused: {result['refused']} | | | | {row.goal} |"
+    for word in ("refused", "failed"):
+        if word in result:
+            return f"| {row.case} | {step} | {word}: {result[word]} | | | | {row.goal} |"
     ms = f"{result['seconds'] * 1e3:.3f}" if result else ""
     if "tflops" in result:
         ms += f" ({result['tflops']:.0f} TFLOPS)"

@@ -5,7 +5,8 @@ Matrices repeat a short random pattern, each from a place of its own; norms and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -15,8 +16,11 @@ from llamac.ir.layouts import format_of
 from llamac.ir.row_layouts import RowLayout, unpack_rows
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-PERIOD = 1 << 20
-"""Bytes after which a pattern repeats."""
+PERIOD = 257 << 12
+"""Bytes after which a pattern repeats: 257 rows or so, a prime, so that rows read from a wrong tile are others."""
+
+LEAST_RUN = 1 << 16
+"""Bytes that short patterns are repeated to, so that they too are copied in long runs."""
 
 DEVIATION = 0.02
 """Of matrix elements, as models start with."""
@@ -35,8 +39,18 @@ class Part:
         """Fill what lies in `out`, the member's bytes from `first` on."""
         start, stop = max(self.start, first), min(self.stop, first + out.size)
         if start < stop:
-            places = np.arange(start - self.start + self.shift, stop - self.start + self.shift)
-            out[start - first : stop - first] = self.pattern[places % self.pattern.size]
+            repeat(out[start - first : stop - first], self.pattern, start - self.start + self.shift)
+
+
+def repeat(out: Bytes, pattern: Bytes, place: int) -> None:
+    """Fill `out` with the pattern again and again, from byte `place` of it on: as fast as memory is copied."""
+    size, place = pattern.size, place % pattern.size
+    head = min(size - place, out.size)
+    out[:head] = pattern[place : place + head]
+    whole = (out.size - head) // size
+    out[head : head + whole * size].reshape(whole, size)[:] = pattern
+    rest = out.size - head - whole * size
+    out[out.size - rest :] = pattern[:rest]
 
 
 class MadeWeights:
@@ -66,9 +80,22 @@ class MadeWeights:
         return out
 
     def values(self, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """What a weight's bytes stand for, in its own shape."""
+        """What a weight's bytes stand for, in its own shape; rows that repeat are unpacked once."""
         row = self.rows[name]
-        return values_of(row, self[row["offset"] : row["offset"] + row["bytes"]])
+        start = row["offset"]
+        if row["small"]:
+            return values_of(row, self[start : start + row["bytes"]])
+        layout = _layout(row)
+        period = self._patterns[layout.format.quants.name].size
+        first = replace(layout, rows=min(layout.rows, math.lcm(period, layout.row_bytes) // layout.row_bytes))
+        packed = np.zeros(first.bytes, np.uint8)
+        for (to, size), (source, _) in zip(first.sections, layout.sections, strict=True):
+            packed[to : to + first.rows * size] = self[start + source : start + source + first.rows * size]
+        rows = np.asarray(unpack_rows(first, packed), np.float32)
+        found = np.empty((layout.rows, layout.columns), np.float32)
+        for place in range(0, layout.rows, first.rows):
+            found[place : place + first.rows] = rows[: layout.rows - place]
+        return found.reshape(row["shape"])
 
     def _matrix(self, row: dict[str, Any], number: int, rng: np.random.Generator) -> list[Part]:
         layout, start = _layout(row), row["offset"]
@@ -79,7 +106,8 @@ class MadeWeights:
         parts = [Part(start, start + layout.rows * layout.row_bytes, self._patterns[kind], shift)]
         if layout.scale is not None:
             one = np.array([_scale(layout)], np.float32).astype(layout.scale.storage).view(np.uint8)
-            parts.append(Part(start + layout.scales_at, start + layout.minima_at, one, 0))
+            many = np.tile(one, LEAST_RUN // one.size)
+            parts.append(Part(start + layout.scales_at, start + layout.minima_at, many, 0))
         return parts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,19 +21,22 @@ from llamac.runtime.session import Session
 
 
 class OpenedCase:
-    """The device that runs `path`, a file of `compile_cases.py`, with room for `sequences` of `context` tokens."""
+    """The device that runs `path`, a file of `compile_cases.py`, with room for `sequences` of `context` tokens.
 
-    def __init__(self, path: Path, context: int, sequences: int = 1) -> None:
-        with zipfile.ZipFile(path) as archive:
-            members = {name: archive.read(name) for name in archive.namelist()}
-        self.about: dict[str, Any] = json.loads(members["case.json"])
+    around: makes of the driver the one to use, where it is given.
+    """
+
+    def __init__(
+        self, path: Path, context: int, sequences: int = 1, around: Callable[[Any], Any] | None = None
+    ) -> None:
+        members = read_members(path)
+        self.about, self.weights = described(members)
         plan = read_plan(members["plan.json"], str(path))
-        small = {int(n.removeprefix("small/")): data for n, data in members.items() if n.startswith("small/")}
-        self.weights = MadeWeights(self.about["weights"], small)
         self.plan = plan
         memory = self._memory_plan()
         pages = [sequences * count for count in pages_for(memory, context)]
-        driver, gpu = find_gpu("cuda" if plan.kind == "cuda" else "hip")
+        found, gpu = find_gpu("cuda" if plan.kind == "cuda" else "hip")
+        driver = around(found) if around is not None else found
         driver.open(0)
         given: Any = {buffer.member: self.weights for buffer in plan.buffers if buffer.role == "weights"}
         self.device = GpuDevice(driver, gpu, plan, members.__getitem__, memory, given, pages, context)
@@ -86,3 +90,16 @@ class OpenedCase:
         layer = projections + 3 * c["hidden_size"] * c["intermediate_size"]
         attention = 2 * tokens * c["heads"] * c["head_dim"] / 2  # causal: half of all pairs
         return 2.0 * tokens * c["layers"] * (layer + attention) + 2.0 * c["hidden_size"] * c["vocab_size"]
+
+
+def read_members(path: Path) -> dict[str, bytes]:
+    """Everything in a file of `compile_cases.py`."""
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def described(members: dict[str, bytes]) -> tuple[dict[str, Any], MadeWeights]:
+    """What a case says of itself, and its weights."""
+    about: dict[str, Any] = json.loads(members["case.json"])
+    small = {int(n.removeprefix("small/")): data for n, data in members.items() if n.startswith("small/")}
+    return about, MadeWeights(about["weights"], small)

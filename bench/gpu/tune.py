@@ -5,8 +5,9 @@
 
 What a run has measured stays in TABLE (default: `backends/gpu/tuning/ARCHITECTURE.json`) and is not measured again, so
 a run that was cut off goes on. Every candidate must give what the cost model's choice gives, which `make gpu-test`
-compares with numpy; one that does not, or writes nothing, is no row. `--rehearse` goes through everything on a driver
-that computes nothing: times are then marked as a rehearsal's, which no compiler reads.
+compares with numpy; one that does not, or writes nothing, is no row. Cases run in processes of a minute each: one that
+takes its process down is noted beside the table, in ARCHITECTURE.failed, and the others are measured. `--rehearse` goes
+through everything on a driver that computes nothing: times are then marked as a rehearsal's, which no compiler reads.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import sys
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -27,30 +28,41 @@ from queue import SimpleQueue
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+from children import Ended, run_child
 from tuning_run import TuningRun
 
 ROOT = Path(__file__).parents[2]
+SLICE, STUCK = 1.0, 45.0
+"""Minutes that one process measures, and seconds beyond that after which it is stuck."""
+
+MORE = 3
+"""The exit status of a process whose minute is over with cases left."""
+
+HOPELESS = 8
+"""Cases that fail, with no row at all, after which the rest is not tried."""
 
 
-def main() -> None:
-    """Compile, or run."""
+def main() -> int:
+    """Compile, or run; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("compile")
     making.add_argument("--target", default="h100")
     making.add_argument("--model", action="append", help="only these presets")
     making.add_argument("-o", "--output", type=Path, default=Path("build/gpu"))
-    running = commands.add_parser("run")
-    running.add_argument("archive", type=Path)
-    running.add_argument("--table", type=Path)
-    running.add_argument("--minutes", type=float, default=9.0, help="start no kernel after so long")
-    running.add_argument("--rehearse", action="store_true")
+    for name in ("run", "work"):
+        running = commands.add_parser(name)
+        running.add_argument("archive", type=Path)
+        running.add_argument("--table", type=Path)
+        running.add_argument("--minutes", type=float, default=9.0, help="start no kernel after so long")
+        running.add_argument("--rehearse", action="store_true")
     options = parser.parse_args()
     if options.command == "compile":
         compile_models(options.target, options.model, options.output)
-    else:
-        name = f"{options.archive.stem.removeprefix('tune-')}.json"
-        run(options.archive, options.table or ROOT / "backends/gpu/tuning" / name, options.minutes, options.rehearse)
+        return 0
+    table = options.table or ROOT / f"backends/gpu/tuning/{options.archive.stem.removeprefix('tune-')}.json"
+    given = (options.archive, table, options.minutes, options.rehearse)
+    return work(*given) if options.command == "work" else min(1, supervise(*given))
 
 
 def compile_models(target: str, models: list[str] | None, folder: Path) -> None:
@@ -136,7 +148,10 @@ def compile_each(wanted: Mapping[str, tuple[Any, str]]) -> dict[str, Any]:
 
 
 def run(archive: Path, table: Path, minutes: float, rehearse: bool) -> dict[str, Any]:
-    """Measure what the table lacks; the table as it then is. A rehearsal leaves one that says so."""
+    """Measure what the table lacks; the table as it then is. A rehearsal leaves one that says so.
+
+    The case in hand stands in `Noted.doing`: who finds the process dead knows what it was about.
+    """
     from llamac.backends.gpu.tuned_rows import key_of
 
     with zipfile.ZipFile(archive) as found:
@@ -146,21 +161,95 @@ def run(archive: Path, table: Path, minutes: float, rehearse: bool) -> dict[str,
     if bool(kept.get("rehearsal")) != rehearse and kept["rows"]:
         raise SystemExit(f"{table} is {'no' if rehearse else 'a'} rehearsal's: name another --table")
     result = {"architecture": given["architecture"], **({"rehearsal": True} if rehearse else {}), "rows": kept["rows"]}
-    done = {key_of(row["shape"]) for row in result["rows"]}
+    noted = Noted(table)
+    done = {key_of(row["shape"]) for row in result["rows"]} | noted.failures.keys()
     end = time.monotonic() + 60 * minutes
     with TuningRun(given["architecture"], members, rehearse) as machine:
         about = {"gpu": machine.gpu.name, "driver": ".".join(map(str, machine.gpu.driver))}
         for case in given["cases"]:
-            if key_of(case["shape"]) in done or time.monotonic() > end:
+            key = key_of(case["shape"])
+            if key in done or time.monotonic() > end:
                 continue
+            noted.doing.write_text(key)
             best = machine.fastest(case)
-            if best is not None:
+            if best is None:
+                noted.failed(key, "not even the cost model's choice wrote its result")
+            else:
                 date = datetime.date.today().isoformat()
                 result["rows"].append({"shape": case["shape"], **best, **about, "date": date})
-                table.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{table}: {len(result['rows'])} rows", file=sys.stderr)
+                write_whole(table, json.dumps(result, indent=1) + "\n")
+            noted.doing.unlink()
     return result
 
 
+def measured_rows(table: Path) -> list[dict[str, Any]]:
+    """The rows of a table, none where there is no such file."""
+    found: list[dict[str, Any]] = json.loads(table.read_text())["rows"] if table.is_file() else []
+    return found
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there as a whole or as it was: the process may be ended at any moment."""
+    draft = path.with_name(f"{path.name}.partial")
+    draft.write_text(text)
+    draft.replace(path)
+
+
+class Noted:
+    """Files beside a table: the case in hand, and those that failed, which are not tried again."""
+
+    def __init__(self, table: Path) -> None:
+        self.doing = table.with_suffix(".doing")
+        self.place = table.with_suffix(".failed")
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """The shape of a case -> why there is no row for it."""
+        found: dict[str, str] = json.loads(self.place.read_text()) if self.place.is_file() else {}
+        return found
+
+    def failed(self, key: str, reason: str) -> None:
+        """Note a case that failed."""
+        write_whole(self.place, json.dumps(self.failures | {key: reason}, indent=1))
+
+
+def supervise(archive: Path, table: Path, minutes: float, rehearse: bool, run: Callable[..., Ended] = run_child) -> int:
+    """`run` in processes of a minute each, as long as cases are left; the cases that failed.
+
+    A candidate that reads wild, or does not end, ends its process: its case is noted, and the next process goes on.
+    """
+    noted, end = Noted(table), time.monotonic() + 60 * minutes
+    noted.doing.unlink(missing_ok=True)
+    while (left := end - time.monotonic()) > 5:
+        slice_minutes = min(SLICE, left / 60)
+        command = [sys.executable, str(Path(__file__).resolve()), "work", str(archive), "--table", str(table)]
+        command += ["--minutes", str(slice_minutes), *(["--rehearse"] if rehearse else [])]
+        ended = run(command, 60 * slice_minutes + STUCK)
+        if noted.doing.is_file():
+            key = noted.doing.read_text()
+            noted.failed(key, f"the process ended: {ended.how}")
+            noted.doing.unlink()
+            print(f"failed ({ended.how}): {key}", file=sys.stderr, flush=True)
+            if len(noted.failures) >= HOPELESS and not measured_rows(table):
+                raise SystemExit(f"the first {HOPELESS} cases failed: see {noted.place}")
+        elif ended.status not in (0, MORE):
+            raise SystemExit(f"nothing can be measured: {ended.how}")
+        elif ended.status == 0:
+            break
+    rows = measured_rows(table)
+    print(f"{table}: {len(rows)} rows, {len(noted.failures)} failed", file=sys.stderr)
+    return len(noted.failures)
+
+
+def work(archive: Path, table: Path, minutes: float, rehearse: bool) -> int:
+    """One process of `supervise`; MORE where cases are left."""
+    from llamac.backends.gpu.tuned_rows import key_of
+
+    with zipfile.ZipFile(archive) as found:
+        wanted = {key_of(case["shape"]) for case in json.loads(found.read("cases.json"))["cases"]}
+    rows = run(archive, table, minutes, rehearse)["rows"]
+    return MORE if wanted - {key_of(row["shape"]) for row in rows} - Noted(table).failures.keys() else 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

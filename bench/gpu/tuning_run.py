@@ -63,46 +63,64 @@ class TuningRun:
         self.driver.close()
 
     def fastest(self, case: dict[str, Any]) -> dict[str, Any] | None:
-        """The choices of the fastest candidate that is right; None where not even the first wrote its result."""
+        """The choices of the fastest candidate that is right; None where not even the first wrote its result.
+
+        LLC0864 when a candidate has done what the driver cannot go on after.
+        """
         memory = _Memory(self, case)
-        try:
-            return self._fastest(case, memory)
-        finally:
-            memory.free()
+        found = self._fastest(case, memory)
+        memory.free()
+        return found
 
     def _fastest(self, case: dict[str, Any], memory: _Memory) -> dict[str, Any] | None:
         reference: Array | None = None
         times: list[tuple[float, int]] = []
         for number, candidate in enumerate(case["candidates"]):
             module = self.driver.load_module(self.members[candidate["code"]])
-            try:
-                function = self.driver.function(module, candidate["name"])
-                self.driver.allow_shared(function, candidate["shared_bytes"])
-                memory.poison()
-                self._launch(function, candidate, memory, 1)
-                found = memory.result()
-                if reference is None and (self.rehearse or np.isfinite(found).any()):
-                    reference = found
-                if reference is None:
-                    return None
-                if self.rehearse or agree(found, reference):
-                    times.append((self._seconds(function, candidate, memory), number))
-            finally:
+            found = self._result(module, candidate, memory)
+            if number == 0:
+                reference = found
+            if reference is None or not (self.rehearse or np.isfinite(reference).any()):
                 self.driver.unload_module(module)
+                return None
+            if found is not None and (self.rehearse or agree(found, reference)):
+                times.append((self._seconds(module, candidate, memory), number))
+            self.driver.unload_module(module)
         seconds, number = min(times)
         best = case["candidates"][number]
         kept = {name: best[name] for name in ("choices", "warps", "stages")}
         own = next(time for time, place in times if place == 0)
         return {**kept, "microseconds": seconds * 1e6, "cost_model_microseconds": own * 1e6, "tried": len(times)}
 
-    def _seconds(self, function: int, candidate: dict[str, Any], memory: _Memory) -> float:
-        found = []
+    def _result(self, module: int, candidate: dict[str, Any], memory: _Memory) -> Array | None:
+        """What one launch gives; None where the GPU has no room for the candidate's blocks."""
+        memory.poison()
+        try:
+            self._launch(self._function(module, candidate), candidate, memory, 1)
+        except LlamacError:
+            self.driver.wait_for_stream(self._stream)  # raises where the GPU cannot be used any more
+            return None
+        return memory.result()
+
+    def _function(self, module: int, candidate: dict[str, Any]) -> int:
+        function = self.driver.function(module, candidate["name"])
+        self.driver.allow_shared(function, candidate["shared_bytes"])
+        return function
+
+    def _seconds(self, module: int, candidate: dict[str, Any], memory: _Memory) -> float:
+        """GPU seconds of a launch among many, replayed: one by one the host would take longer than small kernels do."""
+        function, found = self._function(module, candidate), []
+        self.driver.begin_capture(self._stream)
+        self._launch(function, candidate, memory, LAUNCHES)
+        graph = self.driver.end_capture(self._stream)
+        self.driver.launch_graph(graph, self._stream)
         for _ in range(TIMES):
             self.driver.mark(self._marks[0], self._stream)
-            self._launch(function, candidate, memory, LAUNCHES)
+            self.driver.launch_graph(graph, self._stream)
             self.driver.mark(self._marks[1], self._stream)
             self.driver.wait_for_event(self._marks[1])
             found.append(self.driver.seconds_between(*self._marks) / LAUNCHES)
+        self.driver.end_graph(graph)
         return statistics.median(found)
 
     def _launch(self, function: int, candidate: dict[str, Any], memory: _Memory, times: int) -> None:
@@ -113,7 +131,6 @@ class TuningRun:
             values = np.array([*memory.arguments(candidate["parameters"], turn), 0, 0], np.uint64)
             pointers = values.ctypes.data + 8 * np.arange(values.size, dtype=np.uint64)
             self.driver.launch(function, shape, pointers.ctypes.data, self._stream)
-        self.driver.wait_for_stream(self._stream)
 
 
 def agree(found: Array, reference: Array) -> bool:

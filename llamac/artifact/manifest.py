@@ -20,6 +20,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
 MAXIMUM_MANIFEST_BYTES = 64 << 20
+DEEPEST = 64
+"""Objects and lists that may stand in one another: whoever walks through a manifest does so by recursion."""
 
 Manifest = dict[str, Any]
 
@@ -46,14 +48,14 @@ SCHEMA: tuple[Key, ...] = (
     Key("model", "object", "the source model"),
     Key("model.name", "text", "its name"),
     Key("model.architecture", "text", "its architecture, such as llama"),
-    Key("model.source_format", "text", "hf, gguf, torch or random"),
+    Key("model.source_format", "text", "hf, meta, gguf, onnx, torch or random"),
     Key("model.license", "text?", "its licence as the checkpoint states it, null when it states none"),
     Key("model.parameters", "integer", "number of parameters"),
     Key("model.config", "object", "every field of the model's configuration"),
     Key("model.context_length", "integer", "longest sequence in tokens"),
     Key("model.vocab_size", "integer", "number of token ids"),
     Key("model.token_ids", "integer", "ids that a prompt may hold, where some of them have no logit", True),
-    Key("quantization", "text", "the scheme asked for: keep, f32, bf16, fp8, int8, int4, with its options"),
+    Key("quantization", "text", "the scheme asked for: keep, f32, f16, bf16, fp8, int8, int4, with its options"),
     Key("passes", "list", "the passes that ran, in order"),
     Key("passes[]", "object", "one pass"),
     Key("passes[].name", "text", "name of the pass"),
@@ -196,6 +198,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     """Reads strict JSON (no duplicate keys, no NaN), then looks at format and schema; LLC0705, LLC0709, LLC0710."""
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        _check_depth(value)
     except (ValueError, RecursionError) as error:
         raise LlamacError("LLC0709", where, f"{MANIFEST} is not valid JSON: {ascii(str(error))[:200]}") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
@@ -234,11 +237,12 @@ _KIND_WORDS = {
 }
 _KIND_TYPES: dict[str, tuple[type, ...]] = {
     "text": (str,),
-    "number": (int, float),
     "flag": (bool,),
     "object": (dict,),
     "list": (list,),
 }
+
+_LARGEST_NUMBER = 1e300
 
 
 def _or_null(key: Key) -> str:
@@ -253,6 +257,8 @@ def _has_kind(value: Any, kind: str) -> bool:
         return kind == "flag"
     if kind == "integer":
         return isinstance(value, int) and 0 <= value < 1 << 63
+    if kind == "number":
+        return isinstance(value, (int, float)) and abs(value) < _LARGEST_NUMBER
     return isinstance(value, _KIND_TYPES[kind])
 
 
@@ -341,6 +347,17 @@ def _check_unique(names: list[str], where: str, place: str) -> None:
         if name in seen:
             _refuse(where, place, f"{_brief(name)} is there twice")
         seen.add(name)
+
+
+def _check_depth(value: Any) -> None:
+    """ValueError for what nests deeper than any manifest."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(DEEPEST):
+        inside = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [item for items in inside for item in items if isinstance(item, (dict, list))]
+        if not level:
+            return
+    raise ValueError(f"nested more than {DEEPEST} deep")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

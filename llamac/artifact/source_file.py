@@ -83,6 +83,8 @@ class SourceFile:
             except OSError as error:
                 reason = f"cannot read at byte {offset + done}: {error.strerror or error}"
                 raise LlamacError("LLC0704", str(self.path), reason, "check the disk") from error
+            except ValueError:  # what Python says of a closed file
+                raise LlamacError("LLC0815", str(self.path), "the model is closed", "load it again") from None
 
     def copy_into(self, offset: int, nbytes: int, descriptor: int) -> int:
         """Copies at most `nbytes` bytes to where `descriptor` stands; how many went, 0 at the end of the file.
@@ -101,8 +103,8 @@ class SourceFile:
         if self._mapping is None:
             try:
                 self._mapping = mmap.mmap(self._file.fileno(), self.size, access=mmap.ACCESS_READ)
-            except OSError as error:
-                reason = f"cannot map {self.size} bytes: {error.strerror or error}"
+            except (OSError, ValueError) as error:  # ValueError: the file has become shorter meanwhile
+                reason = f"cannot map {self.size} bytes: {getattr(error, 'strerror', None) or error}"
                 raise LlamacError("LLC0704", str(self.path), reason, "check the limits on address space") from error
         return self._mapping
 

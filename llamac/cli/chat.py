@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -20,6 +20,7 @@ from .options import (
     sampling_options,
     speculation_options,
 )
+from .texts import Text
 
 if TYPE_CHECKING:
     from llamac.runtime.conversation import Conversation
@@ -34,7 +35,7 @@ TOOL, IMAGE = "/tool ", "/image "
 
 @click.command("chat")
 @click.argument("artifact")
-@click.option("--system", metavar="TEXT", help="A system message: how the model should behave.")
+@click.option("--system", type=Text(), help="A system message: how the model should behave.")
 @click.option(
     "--images", type=int, default=4, show_default=True, metavar="N",
     help="Room for N pictures at a time, in models that keep them in a cache of their own.",
@@ -66,8 +67,15 @@ def command(
         if sys.stdin.isatty():
             _talk(conversation, model.name)
         else:
-            for line in sys.stdin:
+            for line in _lines():
                 _turn(conversation, line.rstrip("\r\n"))
+
+
+def _lines() -> Iterator[str]:
+    try:
+        yield from sys.stdin
+    except UnicodeDecodeError as error:
+        raise LlamacError("LLC0102", "stdin", f"it is not UTF-8: {error}", "convert it first, with iconv") from None
 
 
 def _talk(conversation: Conversation, name: str) -> None:

@@ -10,6 +10,7 @@ import click
 from llamac.errors import LlamacError
 
 from .options import json_option, print_json
+from .texts import Text
 
 if TYPE_CHECKING:
     from llamac.divergence import Comparison, Divergence
@@ -20,7 +21,7 @@ _AROUND = 4
 @click.command("diverge")
 @click.argument("a")
 @click.argument("b")
-@click.option("--prompt", metavar="TEXT", help="The prompt, encoded by A's tokenizer.")
+@click.option("--prompt", type=Text(), help="The prompt, encoded by A's tokenizer.")
 @click.option("--ids", metavar="1,2,3", help="The prompt as token ids.")
 @click.option(
     "--source", metavar="SRC", help="With B = interpreter: capture this model anew instead of reading A's IR."
@@ -55,6 +56,8 @@ def command(
     carries, so that every value can be seen, and runs on its own weights; the code in the file runs too, and must give
     the same logits. This runs code from the files. Exit code 0: they agree; 1: they part ways; 2: wrong input.
     """
+    if tolerance is not None and not 0 <= tolerance < float("inf"):
+        raise LlamacError("LLC0101", "--tolerance", f"{tolerance} is no bound", "give a number from 0 on, such as 1e-3")
     try:
         from llamac.divergence import diverge
     except ImportError as error:

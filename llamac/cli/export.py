@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +17,16 @@ if TYPE_CHECKING:
     from llamac.export.entry import ExportResult
 
 
-@click.command("export")
+class WithForms(click.Command):
+    """A verb whose help lists the forms, which only the compiler knows."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click does it, with the list in its place."""
+        self.help = inspect.cleandoc(self.help or "").replace("{forms}", _forms())
+        super().format_help_text(ctx, formatter)
+
+
+@click.command("export", cls=WithForms)
 @click.argument("source")
 @click.option("--to", "form", required=True, metavar="FORM", help="See the list above.")
 @click.option(
@@ -67,17 +77,17 @@ def _parsed(options: tuple[str, ...]) -> dict[str, str]:
 
 
 def _forms() -> str:
-    """The table of forms for the help text."""
-    from llamac.export.formats import FORMATS
+    """The table of forms for the help text; in a plain install, what to install."""
+    try:
+        from llamac.export.formats import FORMATS
+    except ImportError:
+        return '(pip install "llamac[compile]", then this lists them)'
 
     lines = []
     for form in FORMATS.values():
-        lines += [f"  {form.name}: {form.summary}", f"      {', '.join(form.schemes)}"]
-        lines += [f"      --option {name}=...: {text}" for name, text in form.options.items()]
-    return "\n".join(lines).strip()
-
-
-command.help = (command.help or "").replace("{forms}", _forms())
+        lines += [f"{form.name}: {form.summary}", f"    {', '.join(form.schemes)}"]
+        lines += [f"    --option {name}=...: {text}" for name, text in form.options.items()]
+    return "\n".join(lines)
 
 
 def _summary(result: ExportResult) -> dict[str, Any]:

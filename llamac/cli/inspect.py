@@ -46,7 +46,7 @@ def command(artifact: str, members: bool, whole_ledger: bool, as_json: bool) -> 
     for title, lines in _sections(manifest, size, members, limit):
         click.echo(click.style(title, bold=True))
         for line in lines:
-            click.echo(f"  {line}")
+            click.echo(f"  {_harmless(line)}")
 
 
 def _sections(
@@ -62,6 +62,11 @@ def _sections(
     yield "ledger", _ledger(manifest["ledger"], ledger_rows)
     if members:
         yield "members", _table([(name, str(row["bytes"]), _hash(row)) for name, row in manifest["members"].items()])
+
+
+def _harmless(line: str) -> str:
+    """A line of text from a file that nobody need trust: what would steer the terminal is printed as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def _model(manifest: Manifest, size: int) -> Iterable[str]:

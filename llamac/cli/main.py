@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -37,6 +39,11 @@ VERBS: dict[str, tuple[str, str]] = {
 UNEXPECTED = frozenset(
     {
         "LLC0100",
+        "LLC0217",
+        "LLC0504",
+        "LLC0507",
+        "LLC0602",
+        "LLC0702",
         "LLC0703",
         "LLC0803",
         "LLC0805",
@@ -46,10 +53,16 @@ UNEXPECTED = frozenset(
         "LLC0815",
         "LLC0817",
         "LLC0853",
+        "LLC0864",
         "LLC0868",
+        "LLC0921",
+        "LLC0958",
     }
 )
 """Codes that are no fault of the input or the command line: exit code 1, where all others mean 2."""
+
+FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO})
+"""What the system answers when nothing more can be written."""
 
 COMPILER_LIBRARIES = frozenset({"ml_dtypes", "rich", "ziglang"})
 """What the extra `llamac[compile]` installs: a plain install can only run artifacts."""
@@ -92,11 +105,17 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, wanted: bool)
         ctx.exit()
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Verbs,
+    no_args_is_help=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
 )
-def llamac_command() -> None:
+@click.pass_context
+def llamac_command(context: click.Context) -> None:
     """Compile Llama models ahead of time into one file, and run that file.
 
     \b
@@ -105,39 +124,78 @@ def llamac_command() -> None:
       llamac chat smollm2.llamac
 
     Results go to stdout (as JSON with --json), everything else to stderr. Exit codes: 0 done, 2 wrong input or
-    command line, 1 any other failure. LLAMAC_TRACEBACK=1 shows where in the code an error arose.
+    command line, 1 any other failure, 130 interrupted. LLAMAC_TRACEBACK=1 shows where in the code an error arose.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line with `arguments` (those of the process unless given); the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    as_json = "--json" in words
+    try:
+        _take_any_character()
+        code = _run(words)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _drop_output()
+        return 1
+    except OSError as error:
+        _drop_output()
+        reason = f"the output cannot be written: {error.strerror}"
+        click.echo(LlamacError("LLC0702", "stdout", reason, "send it elsewhere").message(), err=True)
+        return 1
+
+
+def _run(words: list[str]) -> int:
+    """The verb's exit code, or that of its failure."""
     try:
         code = llamac_command.main(words, prog_name="llamac", standalone_mode=False)
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
-        # Whoever read our output has gone; without this the interpreter complains once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        raise
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:  # the output: verbs report what becomes of their files
+            raise
+        return _failed(error, words)
     except (KeyboardInterrupt, click.Abort):
         click.echo("LLC0103 llamac: interrupted", err=True)
         return 130
     except Exception as error:
-        if os.environ.get("LLAMAC_TRACEBACK"):
-            _print_traceback(error)
-        return _report(error, as_json)
+        return _failed(error, words)
+
+
+def _failed(error: Exception, words: Sequence[str]) -> int:
+    """Report the error; the exit code."""
+    if os.environ.get("LLAMAC_TRACEBACK"):
+        _print_traceback(error)
+    return _report(error, "--json" in words)
+
+
+def _take_any_character() -> None:
+    """Characters that the terminal's encoding has not are printed as escapes, instead of ending the run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Whoever read our output has gone; without this the interpreter complains once more when it flushes at exit."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(error: Exception, as_json: bool) -> int:
     """Print the error as one coded line on stderr, and on stdout as JSON when asked; the exit code."""
     coded = _coded(error)
-    if as_json:
-        import json
-
-        click.echo(json.dumps({"error": coded.to_json()}, ensure_ascii=False))
     click.echo(coded.message(), err=True)
+    if as_json:
+        from .options import print_json
+
+        print_json({"error": coded.to_json()})
     return 1 if coded.code in UNEXPECTED else 2
 
 

@@ -82,9 +82,9 @@ def _input(file: str | None, source: str | None, seed: int | None) -> tuple[str,
         module = build_graph(checkpoint.config, checkpoint.tensors)
         return print_module(module), source, layer_counts(checkpoint.config)
     assert file is not None
-    if file == "-":
-        return sys.stdin.read(), "<stdin>", None
     try:
+        if file == "-":
+            return sys.stdin.buffer.read().decode("utf-8"), "<stdin>", None
         return Path(file).read_text(encoding="utf-8"), file, None
     except (OSError, UnicodeDecodeError) as error:
         raise LlamacError(
@@ -109,14 +109,10 @@ def _steps(options: dict[str, Any], counts: LayerCounts | None) -> list[Step]:
     if options["text"] and options["pipeline"]:
         raise LlamacError("LLC0101", "llamac opt", "--passes and --pipeline exclude each other", "choose one")
     if options["pipeline"]:
-        from llamac.driver import resolve_targets
-        from llamac.passes.pipelines import parse_quantization, plain_layers, target_pipeline
+        from .passes import pipeline_of
 
-        (row,) = resolve_targets([options["pipeline"]])
-        quantization = parse_quantization(options["quantize"])
-        steps = load_edits(options["passes_from"])(
-            target_pipeline(row.kind, counts or plain_layers(1), quantization, "f16", 512)
-        )
+        _, steps = pipeline_of(options["pipeline"], options["quantize"], counts)
+        steps = load_edits(options["passes_from"])(steps)
         # Counts are known for a captured model only; a file may hold anything.
         return steps if counts else [Step(step.run) for step in steps]
     outside = options["passes_from"]

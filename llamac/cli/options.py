@@ -11,11 +11,14 @@ import click
 
 from llamac.errors import LlamacError
 
+from .texts import Text
+
 if TYPE_CHECKING:
     from llamac.runtime.model import GenerateOptions, Model
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 TOOLS_HINT = 'give a file like [{"name": "get_weather", "description": "...", "parameters": {...}}, "brave_search"]'
+_PROCESSOR_DIGITS = 5
 
 _LOADING = (
     click.option("--threads", type=int, metavar="N", help="CPU threads. [default: one per usable core]"),
@@ -48,7 +51,7 @@ _SAMPLING = (
     click.option("--min-p", type=float, metavar="P", help="Drop tokens less likely than P x the likeliest; 0 is off."),
     click.option("--repetition-penalty", type=float, metavar="R", help="Above 1 avoids what was said; 1 is off."),
     click.option("--seed", type=int, metavar="SEED", help="The same seed draws the same tokens."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times."),
+    click.option("--stop", type=Text(), multiple=True, help="End before this text; may be given several times."),
 )
 
 _SPECULATION = (
@@ -94,10 +97,16 @@ def json_option(command: Command) -> Command:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on one line of stdout."""
+    """One JSON object on one line of stdout; in ASCII where stdout is not in UTF-8, or a name in it is not."""
     import json
 
-    click.echo(json.dumps(value, ensure_ascii=False))
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
+    text = json.dumps(value, ensure_ascii=encoding != "utf8")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    click.echo(text)
 
 
 def loading_options(command: Command) -> Command:
@@ -159,10 +168,21 @@ def parse_processors(text: str | None) -> list[int] | bool:
     found: list[int] = []
     for word in text.split(","):
         first, _, last = word.partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal() and ("-" in word) == bool(last)):
-            raise LlamacError("LLC0101", "--pin", f"{word!r} is no processor", "give auto, or numbers such as 0,2-5")
-        found += range(int(first), int(last or first) + 1)
+        numbers = [end for end in (first, last or first) if end.isdecimal() and len(end) <= _PROCESSOR_DIGITS]
+        if len(numbers) != 2 or ("-" in word) != bool(last) or int(numbers[0]) > int(numbers[1]):
+            hint = "give auto, or numbers such as 0,2-5"
+            raise LlamacError("LLC0101", "--pin", f"{word[:40]!r} is no processor", hint)
+        found += range(int(numbers[0]), int(numbers[1]) + 1)
     return found
+
+
+def check_guessing(values: Mapping[str, Any]) -> None:
+    """LLC0101 for options of guesses where nothing guesses."""
+    if values["speculate"] is None and values["draft"] is None:
+        for name in ("draft_tokens", "lookup_ngram"):
+            if values[name] is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise LlamacError("LLC0101", option, "nothing guesses tokens", "add --speculate lookup or --draft FILE")
 
 
 def open_model(artifact: str, values: Mapping[str, Any], images: int = 1) -> Model:
@@ -172,6 +192,7 @@ def open_model(artifact: str, values: Mapping[str, Any], images: int = 1) -> Mod
     """
     from llamac.runtime.loader import load
 
+    check_guessing(values)
     with byte_progress("checking", values["check"]) as progress:
         return load(
             artifact,

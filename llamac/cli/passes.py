@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import click
 
 from .options import json_option, print_json
+
+if TYPE_CHECKING:
+    from llamac.passes.pipelines import LayerCounts
+    from llamac.transform.pipeline import Step
 
 
 @click.command("passes")
@@ -39,14 +44,27 @@ def command(pipeline: str | None, quantize: str, as_json: bool) -> None:
         click.echo(f"{row['name']:<18} {row['summary']}{f'  {{{inside}}}' if inside else ''}")
 
 
-def _print_pipeline(target: str, quantize: str, as_json: bool) -> None:
-    from llamac.driver import resolve_targets
-    from llamac.passes.pipelines import parse_quantization, plain_layers, target_pipeline
-    from llamac.transform.pipeline import pipeline_text
+def pipeline_of(target: str, quantize: str, counts: LayerCounts | None) -> tuple[str, list[Step]]:
+    """The name of a target's row, and the steps that `llamac compile` runs for it: those of its first rank.
+
+    counts: the layers of the model; None for one plain layer.
+    """
+    from llamac.chosen_targets import resolve_targets
+    from llamac.passes.pipelines import Share, parse_quantization, plain_layers, target_pipeline
+    from llamac.reproduction import default_kv_dtype
 
     (row,) = resolve_targets([target])
-    text = pipeline_text(target_pipeline(row.kind, plain_layers(1), parse_quantization(quantize), "f16", 512))
+    q = parse_quantization(quantize)
+    model, cache = counts or plain_layers(1), default_kv_dtype(q)
+    return row.name, target_pipeline(row.kind, model, q, cache, 512, share=Share(row.ranks))
+
+
+def _print_pipeline(target: str, quantize: str, as_json: bool) -> None:
+    from llamac.transform.pipeline import pipeline_text
+
+    name, steps = pipeline_of(target, quantize, None)
+    text = pipeline_text(steps)
     if as_json:
-        print_json({"target": row.name, "pipeline": text})
+        print_json({"target": name, "pipeline": text})
     else:
         click.echo(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,7 +194,12 @@ def _what_if(subject: Subject, machine: Machine, options: dict[str, Any], as_jso
 def _draw(path: str, plan: Plan) -> None:
     from llamac.planning.chart import chart
 
+    file = Path(path)
+    is_new, drawn = not file.exists(), chart(plan)
     try:
-        Path(path).write_text(chart(plan), encoding="utf-8")
+        file.write_text(drawn, encoding="utf-8")
     except OSError as error:
+        if is_new:
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
         raise LlamacError("LLC0109", "--plot", f"cannot write {path}: {error.strerror}", "choose another") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from llamac.planning.plan import Phase, Plan
 
 _TITLES = ("quantize", "tp", "context", "batch", "weights", "KV cache", "total", "free", "decode tok/s", "prefill")
+_FRAME = 3
+"""Characters that the frame of a drawn table adds to a column."""
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
@@ -143,9 +146,10 @@ def _notes(plan: Plan) -> Iterator[str]:
 
 
 def print_table(plans: Sequence[Plan]) -> None:
-    """The what-if table: drawn on a terminal where rich is installed, plain columns elsewhere."""
+    """The what-if table: drawn on a terminal that is wide enough, where rich is installed; plain columns elsewhere."""
     rows = [_row(plan) for plan in plans]
-    if sys.stdout.isatty():
+    drawn = sum(max(len(cell) for cell in column) + _FRAME for column in zip(_TITLES, *rows, strict=True))
+    if sys.stdout.isatty() and drawn < shutil.get_terminal_size().columns:
         try:
             _print_rich(plans, rows)
             return

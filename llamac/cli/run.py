@@ -22,6 +22,7 @@ from .options import (
     sampling_options,
     speculation_options,
 )
+from .texts import Text
 
 if TYPE_CHECKING:
     from llamac.runtime.generation import Generation
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
 
 @click.command("run")
 @click.argument("artifact")
-@click.option("--prompt", metavar="TEXT", help="The prompt; - reads it from stdin (one newline at its end is dropped).")
+@click.option("--prompt", type=Text(), help="The prompt; - reads stdin (one newline at its end is dropped).")
 @click.option("--prompt-ids", metavar="1,2,3", help="The prompt as token ids.")
 @click.option(
     "--chat", "as_chat", is_flag=True, help="Send the prompt as a user's message, in the model's chat format."
 )
-@click.option("--system", metavar="TEXT", help="With --chat: a system message before it.")
+@click.option("--system", type=Text(), help="With --chat: a system message before it.")
 @click.option(
     "--image", "images", multiple=True, metavar="FILE", help="A picture for the prompt; may be given several times."
 )
@@ -73,6 +74,8 @@ def command(artifact: str, as_json: bool, quiet: bool, as_profile: bool, **value
     text, or where a prompt without --chat has <|image|>. A prompt longer than the
     context is an error; nothing is cut off. Running an artifact runs the code in it: run what you trust.
     """
+    if values["logprobs"] is not None and not as_json:
+        raise LlamacError("LLC0101", "--logprobs", "they are printed in the JSON alone", "add --json")
     prompt = _read_prompt(values)
     with open_model(artifact, values, len(values["images"])) as model:
         with model.profile() if as_profile else nullcontext() as profile:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from llamac.host import cpu_features, machine_architecture
-from llamac.target import GPUS, ONNX_TARGETS, TARGETS, TVM_TARGETS
+from llamac.target import GPUS, INSTRUCTION_SETS, ONNX_TARGETS, TARGETS, TVM_TARGETS
 
 from .options import json_option, print_json
 
@@ -24,7 +24,7 @@ def command(as_json: bool) -> None:
       llamac plan llama-3.1-70b --target h100 --tp 4
 
     `--target cpu` means the most demanding one that this machine satisfies. Code for GPUs is compiled on any machine,
-    with or without one; `llamac plan` counts what a model needs there.
+    with or without one: for a GPU by name, which `llamac plan` counts with, or for all of an instruction set.
     """
     architecture = machine_architecture()
     features = cpu_features(architecture)
@@ -38,15 +38,19 @@ def command(as_json: bool) -> None:
         {**dataclasses.asdict(t), "requires": list(t.requires)} for t in (*TVM_TARGETS.values(), *ONNX_TARGETS.values())
     ]
     gpus = [{**dataclasses.asdict(gpu), "possible": ["compile", "plan"]} for gpu in GPUS.values()]
+    sets = [{**dataclasses.asdict(each), "possible": ["compile"]} for each in INSTRUCTION_SETS.values()]
     here, reasons = _gpus_here()
     if as_json:
-        print_json({"targets": rows, "gpus": gpus, "others": others, "gpus_here": here, "no_gpu": reasons})
+        listed = {"targets": rows, "gpus": gpus, "instruction_sets": sets, "others": others}
+        print_json({**listed, "gpus_here": here, "no_gpu": reasons})
         return
-    width = max(len(name) for name in (*TARGETS, *GPUS, *TVM_TARGETS, *ONNX_TARGETS))
+    width = max(len(name) for name in (*TARGETS, *GPUS, *INSTRUCTION_SETS, *TVM_TARGETS, *ONNX_TARGETS))
     for row in rows:
         click.echo(f"{'*' if row['runs_here'] else ' '} {row['name']:<{width}}  {row['summary']}  ({row['triple']})")
     for gpu in GPUS.values():
         click.echo(f"  {gpu.name:<{width}}  {gpu.summary}  ({gpu.architecture})")
+    for each in INSTRUCTION_SETS.values():
+        click.echo(f"  {each.name:<{width}}  {each.summary}")
     for row in others:
         click.echo(f"  {row['name']:<{width}}  {row['summary']}  ({row['triple']})")
     for row in here:

@@ -50,6 +50,9 @@ def command(
     the file's own weights, and compares every op, each on the values that the file's code had, and the logits. The
     first op that disagrees is named; exit code 1.
     """
+    if hashes_only and against:
+        reason = "--hashes-only runs nothing from the file, and --against runs it"
+        raise LlamacError("LLC0101", "--against", reason, "choose one")
     from llamac.artifact.verify import verify_file
 
     with byte_progress("hashing") as progress:

@@ -8,17 +8,19 @@ import html
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from llamac.driver import resolve_targets
+from llamac.chosen_targets import resolve_targets
 from llamac.errors import LlamacError
 from llamac.models.checkpoint import Checkpoint
 from llamac.models.graph import build_graph
 from llamac.models.llama.weights import expected_shapes
 from llamac.models.sources import open_source
-from llamac.passes.pipelines import cpu_pipeline, parse_quantization
+from llamac.passes.pipelines import Share, parse_quantization, target_pipeline
+from llamac.target import Target
 from llamac.transform.base import PassContext
 
 from .snapshots import CACHED, Snapshot, take_snapshots
@@ -46,7 +48,7 @@ def explore(
     if layers < 1:
         raise LlamacError("LLC0101", "--layers", f"{layers} is less than one", "2 is usual")
     checkpoint = open_source(source, random_weights=random_weights)
-    snapshots = _snapshots(checkpoint, layers, quantize, kv, max_step_tokens)
+    snapshots = _snapshots(checkpoint, chosen, layers, quantize, kv, max_step_tokens)
     shown = min(layers, checkpoint.config.layers)
     about = {
         "model": checkpoint.name,
@@ -56,16 +58,21 @@ def explore(
         "cached": CACHED,
     }
     data = page(about, snapshots).encode()
+    path = Path(output)
+    is_new = not path.exists()
     try:
-        Path(output).write_bytes(data)
+        path.write_bytes(data)
     except OSError as error:
+        if is_new:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
         reason = f"cannot be written: {error.strerror}"
         raise LlamacError("LLC0101", str(output), reason, "choose another file") from None
     return len(data)
 
 
 def _snapshots(
-    checkpoint: Checkpoint, layers: int, quantize: str, kv: str | None, max_step_tokens: int
+    checkpoint: Checkpoint, target: Target, layers: int, quantize: str, kv: str | None, max_step_tokens: int
 ) -> list[Snapshot]:
     from llamac.layer_kinds import is_uniform, layer_counts
 
@@ -74,7 +81,8 @@ def _snapshots(
     module = build_graph(config, {name: checkpoint.tensors[name] for name in expected_shapes(config)})
     kv_dtype = kv or ("f32" if quantization.scheme == "f32" else "f16")
     uniform = is_uniform(config, checkpoint.tensors)
-    steps = cpu_pipeline(layer_counts(config), quantization, kv_dtype, max_step_tokens, uniform)
+    counts, share = layer_counts(config), Share(target.ranks)
+    steps = target_pipeline(target.kind, counts, quantization, kv_dtype, max_step_tokens, uniform, share=share)
     return take_snapshots(module, steps, PassContext(checkpoint.read_rows))
 
 

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from llamac.driver import STRICT_KINDS
 from llamac.errors import LlamacError
 from llamac.models.checkpoint import Checkpoint
 from llamac.models.sources import open_source
+from llamac.strictness import STRICT_KINDS
 from llamac.transform.base import LedgerEntry
 
 from .formats import Format, find_format

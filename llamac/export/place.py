@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llamac.errors import LlamacError
@@ -74,7 +74,8 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # read-only systems refuse even what is not there; the first failure is told
+            path.unlink(missing_ok=True)
 
 
 def _coded(error: OSError, output: Path) -> LlamacError:

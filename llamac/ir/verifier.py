@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from llamac.errors import LlamacError
 
 from .definition import PLACEMENT, OpError, check_type
-from .dims import Dim
+from .dims import Dim, evaluate
 from .dtypes import DTYPES, U8
 from .gguf_blocks import BLOCKS
 from .graph import NAME, DataSource, FileSource, Graph, Module, Op, Value, Weight
@@ -100,9 +100,11 @@ def _verify_graph(module: Module, graph: Graph, weights: set[Value]) -> None:
         except OpError as error:
             raise _error(where, f"{argument.reference}: {error}") from None
     defined = weights | set(graph.arguments)
+    written: set[Value] = set()
     for op in graph.ops:
         place = f"@{graph.name}{f' {op.location}' if op.location else ''}"
         _verify_op(module, op, defined, place)
+        _verify_states(op, written, place)
         for result in op.results:
             if result in defined or result.producer is not op:
                 raise _error(place, f"{op.opcode}: is in the graph twice, or its result is another op's")
@@ -110,6 +112,17 @@ def _verify_graph(module: Module, graph: Graph, weights: set[Value]) -> None:
     for value in graph.outputs:
         if value not in defined:
             raise _error(where, f"returns {value.reference}, which is not defined in it")
+        if value in written:
+            raise _error(where, f"returns {value.reference}, a cache that has been written over: return its next state")
+
+
+def _verify_states(op: Op, written: set[Value], where: str) -> None:
+    """Code writes caches where they lie, so nothing may read the state before a write after it."""
+    new = _replaced(op)
+    for value in op.operands:
+        if value in written and value not in new:
+            raise _error(where, f"{op.opcode}: reads {value.reference}, a cache that has been written over since")
+    written.update(new)
 
 
 def _verify_op(module: Module, op: Op, defined: set[Value], where: str) -> None:
@@ -142,6 +155,20 @@ def _verify_call(module: Module, op: Op) -> None:
         raise OpError(f"operands do not fit the arguments of @{callee.name}")
     if [v.type for v in callee.outputs] != [r.type for r in op.results]:
         raise OpError(f"results do not fit what @{callee.name} returns")
+    _verify_layer(op, callee)
+
+
+def _verify_layer(call: Op, callee: Graph) -> None:
+    """The layer that a call names must be a place in every cache that the graph uses at it."""
+    layer = call.attributes["layer"]
+    assert isinstance(layer, int)
+    for op in callee.ops:
+        place = op.attributes.get(LAYER)
+        if not isinstance(place, Dim) or place.symbols != {LAYER}:
+            continue
+        for cache in (v.type for v in op.operands if isinstance(v.type, CacheType)):
+            if not 0 <= evaluate(place, {LAYER: layer}) < cache.layers:
+                raise OpError(f"layer {layer} is outside {cache}, which @{callee.name} uses at it")
 
 
 def _callees(graph: Graph) -> set[str]:
@@ -203,4 +230,13 @@ def _verify_uses(module: Module) -> None:
 
 def _replacements(cache: Value) -> int:
     """How many ops replace this cache state; any number may read it."""
-    return sum(any(isinstance(r.type, CacheType) for r in op.results) for op in cache.users)
+    return sum(cache in _replaced(op) for op in cache.users)
+
+
+def _replaced(op: Op) -> list[Value]:
+    """The caches of which an op gives the next state; a call carries them, and may read others."""
+    if not any(isinstance(r.type, CacheType) for r in op.results):
+        return []
+    carried = op.attributes["carried"] if op.opcode == "call" else None
+    assert carried is None or isinstance(carried, int)
+    return [v for v in op.operands[:carried] if isinstance(v.type, CacheType)]

@@ -16,7 +16,7 @@ from .few_layers import FewLayers, few_layers
 from .weights import Part, counted_image_parts, image_role
 
 if TYPE_CHECKING:
-    from llamac.driver import CompiledGraph
+    from llamac.compiled_graph import CompiledGraph
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def plan_arena(
     tp: int = 1,
 ) -> Arena:
     """The arena of a step of at most `step_tokens` tokens, which the encoder shares: on a CPU, or a GPU of `tp`."""
-    from llamac.driver import compile_graph
+    from llamac.compiled_graph import compile_graph
     from llamac.gpu_side import arena_on
 
     few = few_layers(config, encodings)

@@ -31,8 +31,8 @@ class LoadedCode:
         assert isinstance(device, CpuDevice)
         frequencies = torch.from_numpy(inverse_frequencies(config))
         turning = Turning(frequencies, config.rope_style == "interleaved")
-        self.prefixes = Prefixes(session, keep, lambda: self.caches.close())
-        self.caches = OutsideCaches(session, PageRows(device, config), turning, self.prefixes.close)
+        self.prefixes = Prefixes(session, keep, lambda: self.caches.spare())
+        self.caches = OutsideCaches(session, PageRows(device, config), turning, self.prefixes.spare)
 
 
 _LOADED: weakref.WeakValueDictionary[tuple[object, ...], LoadedCode] = weakref.WeakValueDictionary()

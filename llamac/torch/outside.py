@@ -146,6 +146,18 @@ class OutsideCaches:
             self._known.clear()
         return held
 
+    def spare(self) -> bool:
+        """As `close`, but False too while another thread is at work here: never waits.
+
+        Whoever asks is at work elsewhere, and that thread may be asking for what is kept there.
+        """
+        if not self.calls.acquire(blocking=False):
+            return False
+        try:
+            return self.close()
+        finally:
+            self.calls.release()
+
     def _run(self, call: NewTokens) -> tuple[_Held, torch.Tensor]:
         held = self._found(call)
         try:

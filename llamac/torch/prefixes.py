@@ -64,6 +64,18 @@ class Prefixes:
             self._kept.clear()
         return held
 
+    def spare(self) -> bool:
+        """As `close`, but False too while another thread is at work here: never waits.
+
+        Whoever asks is at work elsewhere, and that thread may be asking for what is kept there.
+        """
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            return self.close()
+        finally:
+            self._lock.release()
+
     def _run(self, texts: Sequence[Text], out: Float32s) -> None:
         """The wanted rows of texts, which are computed together."""
         try:

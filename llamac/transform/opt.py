@@ -79,9 +79,15 @@ class OptRun:
         if self.options.print_after in (item.name, "all"):
             self.talk(f"// ----- IR after {item}\n{print_module(module)}")
         if self.options.print_dir is not None:
-            self.options.print_dir.mkdir(parents=True, exist_ok=True)
-            name = f"{self.count:02d}-{item.name}.ir"
-            (self.options.print_dir / name).write_text(print_module(module), encoding="utf-8")
+            self._write(self.options.print_dir, f"{self.count:02d}-{item.name}.ir", print_module(module))
+
+    def _write(self, folder: Path, name: str, text: str) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            reason = f"cannot write {folder}: {error.strerror}"
+            raise LlamacError("LLC0101", "--print-ir-dir", reason, "choose another folder") from None
 
     def _explain(self, item: Pass, result: PassResult) -> None:
         done = ", ".join(f"{name} {count}" for name, count in result.counts.items()) or "nothing to do"

@@ -16,7 +16,7 @@ from llamac.errors import LlamacError, did_you_mean
 
 from .base import Pass
 from .pipeline import Step
-from .registry import BUILT_IN
+from .registry import BUILT_IN, contract_fault
 
 Edit = Callable[[list[Step]], list[Step]]
 """A pipeline -> the pipeline with outside passes in it."""
@@ -41,8 +41,16 @@ def load_classes(specs: Sequence[str]) -> dict[str, type[Pass]]:
         module = _module(spec, spec.partition(":")[0])
         values = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Pass) and v is not Pass]
         imported = [v for v in values if v.__module__.startswith("llamac.") and v.__module__ != module.__name__]
-        found.update({v.name: v for v in values if v not in imported})
+        for value in values:
+            if value not in imported and getattr(value, "name", None) is not None:
+                _check_class(spec, value)
+                found[value.name] = value
     return found
+
+
+def _check_class(spec: str, found: type[Pass], made: bool = False) -> None:
+    if reason := contract_fault(found, made):
+        raise LlamacError("LLC0509", spec, reason, "docs/write-a-pass.md shows a whole pass")
 
 
 def _load(spec: str) -> Edit:
@@ -51,9 +59,12 @@ def _load(spec: str) -> Edit:
     found = getattr(module, attribute or "insert", None)
     if isinstance(found, type) and issubclass(found, Pass):
         return lambda steps: _place(spec, steps, [found])
+    classes = [] if attribute else _placed_classes(module)
+    if callable(found) and classes:
+        reason = f"{name} defines insert(steps) and {classes[0].__name__} with `after`, which insert leaves to itself"
+        raise LlamacError("LLC0509", spec, reason, "name one of them, as in pkg.module:insert, or leave `after` out")
     if callable(found):
         return lambda steps: _inserted(spec, found, steps)
-    classes = [] if attribute else _placed_classes(module)
     if not classes:
         what = f"'{attribute}'" if attribute else "insert(steps) or a pass with `after`"
         raise LlamacError("LLC0509", spec, f"the module {name} defines no {what}", "docs/write-a-pass.md shows both")
@@ -75,6 +86,7 @@ def _placed_classes(module: ModuleType) -> list[type[Pass]]:
 
 def _place(spec: str, steps: list[Step], classes: Sequence[type[Pass]]) -> list[Step]:
     for found in classes:
+        _check_class(spec, found)
         names = [step.run.name for step in steps]
         if found.after not in names:
             reason = f"{found.name} goes after '{found.after}', which is not in the pipeline"
@@ -97,4 +109,6 @@ def _checked(spec: str, steps: list[Step]) -> list[Step]:
         if step.run.name in BUILT_IN and not type(step.run).__module__.startswith("llamac."):
             reason = f"'{step.run.name}' is the name of a built-in pass"
             raise LlamacError("LLC0509", spec, reason, "give the pass a name of its own")
+        if not type(step.run).__module__.startswith("llamac."):
+            _check_class(spec, type(step.run), made=True)
     return steps

@@ -39,7 +39,7 @@ class Scalar:
 
 @dataclass(frozen=True, init=False)
 class Node:
-    """The result of an op with these operands, bound to `name` when given."""
+    """The result (of several the first) of an op with these operands, bound to `name` when given."""
 
     opcode: str
     operands: tuple[Pattern, ...]
@@ -141,6 +141,9 @@ def _match_node(pattern: Node, value: Value, bound: Bindings, depth: int, trace:
     op = value.producer
     if op is None or op.opcode != pattern.opcode:
         trace.note(depth, value, f"expected {pattern.opcode}, found {_describe(value)}")
+        return
+    if value is not op.results[0]:
+        trace.note(depth, value, f"expected the first result of {op.opcode}, found another one")
         return
     if len(op.operands) != len(pattern.operands):
         trace.note(depth, value, f"{op.opcode} has {len(op.operands)} operands, expected {len(pattern.operands)}")

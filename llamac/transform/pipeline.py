@@ -83,6 +83,9 @@ def run_pass(module: Module, item: Pass, context: PassContext) -> PassResult:
             "`llamac passes --pipeline cpu` prints a working order",
         )
     result = item.run(module, context)
+    if not isinstance(result, PassResult):
+        reason = f"run gave {type(result).__name__}, not a PassResult"
+        raise LlamacError("LLC0504", item.name, reason, "return PassResult(counts) from run")
     if result.changed:
         context.analyses.invalidate()
     if item.produces is not None:

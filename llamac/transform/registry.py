@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 
 from llamac.errors import LlamacError, did_you_mean
 from llamac.ir.graph import Attribute
+from llamac.ir.levels import LEVELS
 from llamac.ir.parser import parse_attribute
 
 from .base import Pass
@@ -101,6 +102,25 @@ def outside_passes() -> dict[str, str]:
     return found
 
 
+def contract_fault(found: type[Pass], made: bool = False) -> str | None:
+    """What keeps a class of somebody else's from being a pass, or None: what would else fail where it is used.
+
+    made: its options are given already, so they need no defaults.
+    """
+    name, requires = getattr(found, "name", None), getattr(found, "requires", None)
+    levels = requires if isinstance(requires, tuple) else ()
+    if not isinstance(name, str) or not name:
+        return f"{found.__name__} has no name"
+    if not levels or not set(levels) <= set(LEVELS) or found.produces not in (None, *LEVELS):
+        return f"{name}: `requires` must be a tuple of levels, and `produces` one or None: {', '.join(LEVELS)}"
+    if found.run is Pass.run:
+        return f"{name} does not define run"
+    if "__dataclass_fields__" not in vars(found) and vars(found).get("__annotations__"):
+        return f"{name} is no dataclass, so its options are none: `@dataclass(frozen=True)`"
+    lacking = [f.name for f in dataclasses.fields(found) if f.default is dataclasses.MISSING]
+    return f"{name}: option '{lacking[0]}' has no default" if lacking and not made else None
+
+
 @cache
 def pass_class(name: str) -> type[Pass]:
     """The pass called `name` (LLC0502 with the near match when there is none)."""
@@ -123,10 +143,12 @@ def _outside_class(name: str, module: str, attribute: str) -> type[Pass]:
     except Exception as error:  # whatever the package's own code raises is a failure to load it
         reason = f"{module}:{attribute} cannot be loaded: {type(error).__name__}: {error}"
         raise LlamacError("LLC0509", name, reason, "the package that provides this pass is broken") from error
-    if not (isinstance(found, type) and issubclass(found, Pass) and found.name == name):
+    if not (isinstance(found, type) and issubclass(found, Pass) and getattr(found, "name", None) == name):
         raise LlamacError(
             "LLC0509", name, f"{module}:{attribute} is not a pass of that name", "see docs/write-a-pass.md"
         )
+    if (fault := contract_fault(found)) is not None:
+        raise LlamacError("LLC0509", name, fault, "see docs/write-a-pass.md")
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from llamac.errors import LlamacError
@@ -13,6 +12,7 @@ MOST = 1 << 62
 MOST_LAYERS = 4096
 MOST_EXPERTS = 1 << 14
 MOST_IN_ENCODER = 1 << 20
+LARGEST_NUMBER = 1e30
 """Limits beyond any model, small enough that a hostile config costs nothing."""
 
 
@@ -72,9 +72,9 @@ class ConfigKeys:
 
 
 def _positive(value: int | float) -> bool:
-    """True for a number above zero that a float can hold."""
+    """True for a number above zero that is still one when it is squared, or multiplied by the largest size."""
     try:
-        return math.isfinite(float(value)) and value > 0
+        return 1 / LARGEST_NUMBER <= float(value) <= LARGEST_NUMBER
     except OverflowError:
         return False
 

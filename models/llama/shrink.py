@@ -29,6 +29,8 @@ VOCABULARY = 61
 HEAD_DIM = 16
 CHUNK = 12
 CROSS_LAYERS = (1, 3)
+EXPERT = 48
+"""Width of an expert: whole panels of 16 rows, which experts have to fill."""
 TEMPERATURE_FLOOR = 5.0
 
 
@@ -41,15 +43,16 @@ def shrink_config(config: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> L
     head_dim = HEAD_DIM if not width else math.lcm(width, HEAD_DIM * kv_heads * group) // (kv_heads * group)
     head_dim += head_dim % 2
     layers = _layers_of_every_kind(config)
-    # Experts have to fill whole panels of 16 rows.
-    hidden, inner = (48, 48) if config.moe is not None else (40, 136)  # two groups of 128 columns, the second short
+    # Two groups of 128 columns, the second short; whole panels of 16 rows where the model's own MLP fills them.
+    wide = 136 if config.intermediate_size % 16 else 144
+    hidden = 48 if config.moe is not None else 40
     return dataclasses.replace(
         config,
         hidden_size=width or hidden,
-        intermediate_size=width or 136,
+        intermediate_size=width or wide,
         layers=layers,
         cross_layers=CROSS_LAYERS if config.cross_layers else (),
-        moe=_shrunken_moe(config, layers, width or inner),
+        moe=_shrunken_moe(config, layers, width or EXPERT),
         attention=_shrunken_pattern(config, layers),
         heads=kv_heads * group,
         kv_heads=kv_heads,

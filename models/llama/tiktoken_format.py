@@ -11,6 +11,7 @@ from llamac.errors import LlamacError
 
 RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n?")
 LLAMA3_RANKS, LLAMA4_RANKS = 128_000, 200_000
+MOST_RANKS = 1_000_000
 
 
 def _reserved(prefix: str, first: int, count: int) -> tuple[str, ...]:
@@ -58,8 +59,10 @@ def read_ranks(data: bytes, where: str) -> list[bytes]:
         try:
             token, rank = line.split()
             token_of[int(rank)] = base64.b64decode(token, validate=True)
+            if len(token_of) > MOST_RANKS:
+                raise ValueError
         except (ValueError, binascii.Error) as problem:
-            raise _damaged(where, f"line {number} is not 'base64 rank'") from problem
+            raise _damaged(where, f"line {number} is not 'base64 rank', or one too many") from problem
     tokens = [token_of.get(rank, b"") for rank in range(len(token_of))]
     known = set(tokens)
     if not tokens or not all(tokens) or len(known) != len(tokens):

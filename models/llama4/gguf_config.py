@@ -13,7 +13,7 @@ from dataclasses import replace
 from llamac.errors import LlamacError
 
 from ..ledger import LedgerEntry, entry
-from ..llama.config import AttentionPattern, LlamaConfig, MixtureOfExperts, shape_name
+from ..llama.config import AttentionPattern, LlamaConfig, MixtureOfExperts, check_config, shape_name
 from ..llama.gguf_config import FIX, READ_KEYS, GgufKeys, config_from_keys
 
 ARCHITECTURE = "llama4"
@@ -44,6 +44,7 @@ def config_from_gguf4(
     dense = config_from_keys(keys, metadata, vocabulary_rows, tied_head, divisors)
     moe = _mixture(keys, dense.layers)
     config = replace(dense, architecture="llama4", moe=moe, attention=_attention(keys, dense.layers, moe.experts))
+    check_config(config, where)
     return config if metadata.get("general.name") else replace(config, name=shape_name(config.parameters))
 
 

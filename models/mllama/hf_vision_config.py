@@ -8,7 +8,7 @@ from typing import Any
 from llamac.errors import LlamacError
 
 from ..ledger import LedgerEntry, entry
-from ..llama.config_keys import ConfigKeys, short
+from ..llama.config_keys import MOST_LAYERS, ConfigKeys, short
 from ..llama.hf_keys import HARMLESS_KEYS
 from ..llama.vision_config import MllamaVision
 
@@ -35,12 +35,12 @@ def vision_from_hf(raw: Mapping[str, Any], image_token: int, ledger: list[Ledger
     for key in ("image_size", "patch_size"):
         given[key] = _side(given.get(key), key, where)
     keys = ConfigKeys(given, where, ledger, WHY_DEFAULT)
-    layers, most = keys.integer("num_hidden_layers", 32), keys.integer("max_num_tiles", 4)
+    layers, most = keys.integer("num_hidden_layers", 32, most=MOST_LAYERS), keys.integer("max_num_tiles", 4)
     vision = MllamaVision(
         hidden_size=keys.integer("hidden_size", 1280),
         intermediate_size=keys.integer("intermediate_size", 5120),
         layers=layers,
-        global_layers=keys.integer("num_global_layers", 8),
+        global_layers=keys.integer("num_global_layers", 8, most=MOST_LAYERS),
         heads=keys.integer("attention_heads", 16),
         image_size=keys.integer("image_size", 448),
         patch_size=keys.integer("patch_size", 14),
@@ -105,7 +105,7 @@ def _check_activation(given: Mapping[str, Any]) -> None:
 
 def _check_sizes(vision: MllamaVision, where: str) -> MllamaVision:
     """`vision` unchanged, or LLC0303/LLC0304 naming what cannot be."""
-    for field in ("hidden_size", "intermediate_size", "layers", "global_layers", "image_size", "channels"):
+    for field in ("hidden_size", "intermediate_size", "image_size", "channels"):
         if getattr(vision, field) > LARGEST:
             reason = f"{field} is {getattr(vision, field)}, expected at most {LARGEST}"
             raise LlamacError("LLC0303", where, reason, "check the model's config")

@@ -25,6 +25,7 @@ from .stored import Stored
 
 TOKENS = symbol("T")
 PAST = symbol("P")
+_LONGEST_REASON = 400
 HINT = "the exporters that are read: torch.onnx.export, optimum, onnxruntime-genai's builder, llamac itself"
 
 DTYPES: dict[int, DType] = {
@@ -189,7 +190,8 @@ class Call(CapturedOps):
 
     def unsupported(self, reason: str) -> LlamacError:
         """LLC0935: the op is known, but not in this form."""
-        what = f"{self.node.key} ({self.around.opset(self.node.domain)}): {reason}"
+        shown = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
+        what = f"{self.node.key} ({self.around.opset(self.node.domain)}): {shown}"
         return LlamacError("LLC0935", self.node.title, what, HINT)
 
     # Inputs and attributes.

@@ -25,7 +25,7 @@ from .importer import Import
 from .matrix import DecodedRows, Matrix
 from .packed import Packed
 from .proto import OnnxModel, read_onnx
-from .signature import read_signature
+from .signature import read_signature, unlike
 
 SUFFIX = ".onnx"
 
@@ -52,6 +52,15 @@ def open_onnx(path: Path) -> CapturedModel:
     LLC02xx, LLC03xx and LLC0318 as for other sources.
     """
     model = read_onnx(path)
+    try:
+        return _captured(path, model)
+    except LlamacError:
+        raise
+    except Exception as error:  # a graph that is put together wrong can fail in more ways than anybody looks for
+        raise unlike(model, f"it cannot be imported ({type(error).__name__}: {str(error)[:200]})") from error
+
+
+def _captured(path: Path, model: OnnxModel) -> CapturedModel:
     sign = read_signature(model)
     config, raw, ledger = find_config(model, sign)
     made = Import(model, sign, config, ledger)

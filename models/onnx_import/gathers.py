@@ -11,7 +11,7 @@ from llamac.ir.dims import DimLike
 
 from . import table_rows
 from .call import TOKENS, Call, Found, Importer, LastToken, Minima
-from .known import Indices, Literal, NotKnown, Number, Ramp, plus, the_number, uniform
+from .known import Indices, Literal, NotKnown, Number, Ramp, listed_sizes, plus, the_number, uniform
 from .packed import Packed
 from .shapes import INT64_END, moved, part_of, shape_of
 from .stored import ENCODINGS, Stored
@@ -71,6 +71,10 @@ def _gather(call: Call) -> Found:
         if any(not -data.values.shape[axis] <= place < data.values.shape[axis] for place in places):
             raise call.unsupported(f"elements {places} of {list(shape)}")
         index = np.array(places).reshape([int(n) for n in indices if isinstance(n, int)])
+        try:
+            listed_sizes((*shape[:axis], *indices, *shape[axis + 1 :]))
+        except NotKnown as error:
+            raise call.unsupported(str(error)) from None
         return Literal(np.asarray(np.take(data.values, index, axis), object), data.dtype)
     if len(places) != 1:
         raise call.unsupported(f"elements {places} of an axis")

@@ -6,7 +6,7 @@ is P + t, which is what a captured step says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -263,6 +263,9 @@ class Import:
                 raise
             reason = f"{node.key} ({self.opset(node.domain)}): {error.reason}"
             raise LlamacError("LLC0935", node.title, reason, HINT) from None
+        except Exception as error:  # operands of an op can be wrong in more ways than anybody looks for
+            reason = f"{node.key} ({self.opset(node.domain)}): {type(error).__name__}: {str(error)[:200]}"
+            raise LlamacError("LLC0935", node.title, reason, HINT) from error
         results: list[Found] = list(found) if isinstance(found, Sequence) else [found]
         for name, value in zip(node.outputs, results, strict=False):
             if name:
@@ -315,6 +318,7 @@ def _is_table(value: Value, opcode: str) -> bool:
     return factor is not None and factor.producer is not None and factor.producer.opcode == "iota"
 
 
-def _numbered(name: str) -> list[str]:
+def _numbered(name: str) -> Iterator[str]:
     """name, name#2, name#3 ..."""
-    return [name, *(f"{name}#{index}" for index in range(2, 4096))]
+    yield name
+    yield from (f"{name}#{index}" for index in range(2, 4096))

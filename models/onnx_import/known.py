@@ -7,6 +7,7 @@ P, tensors of symbolic shape as `start + step_0 * i_0 + step_1 * i_1 ...`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from llamac.ir.dtypes import DType
 Number = int | float | bool | Dim
 MOST_KNOWN = 1 << 12
 """Elements of a tensor whose elements are known one by one."""
+MOST_LISTED = 1 << 14
+"""And of what such tensors are joined or combined to, over and over in a graph that is made to grow."""
 
 
 class NotKnown(Exception):
@@ -92,9 +95,7 @@ def as_literal(known: Known) -> Literal:
     """Its numbers one by one; NotKnown when its shape is symbolic or large."""
     if isinstance(known, Literal):
         return known
-    sizes = [size for size in known.shape if isinstance(size, int)]
-    if len(sizes) < len(known.shape) or int(np.prod(sizes, dtype=np.int64)) > MOST_KNOWN:
-        raise NotKnown(f"a tensor of shape {list(known.shape)} is not known one by one")
+    sizes = listed_sizes(known.shape, MOST_KNOWN)
     found = np.empty(tuple(sizes), object)
     for index in np.ndindex(*sizes):
         found[index] = plus(known.start, sum(s * i for s, i in zip(known.steps, index, strict=True)))
@@ -236,17 +237,19 @@ def combine(op: str, a: Known, b: Known, dtype: DType) -> Known:
             return _ramps(op, a, b, shape, dtype)
         except NotKnown:
             pass
-    left, right = (np.broadcast_to(as_literal(x).values, tuple(map(int, _fixed(shape)))) for x in (a, b))
+    sizes = listed_sizes(shape)
+    left, right = (np.broadcast_to(as_literal(x).values, tuple(sizes)) for x in (a, b))
     found = np.empty(left.shape, object)
     for index in np.ndindex(*left.shape):
         found[index] = NUMBERS[op](left[index], right[index])
     return Literal(found, dtype)
 
 
-def _fixed(shape: Sequence[DimLike]) -> list[int]:
+def listed_sizes(shape: Sequence[DimLike], most: int = MOST_LISTED) -> list[int]:
+    """The sizes of a tensor whose elements are listed; NotKnown for one of symbolic, negative or too large ones."""
     sizes = [size for size in shape if isinstance(size, int)]
-    if len(sizes) < len(shape):
-        raise NotKnown(f"a tensor of shape {list(shape)} is not known one by one")
+    if len(sizes) < len(shape) or min(sizes, default=0) < 0 or math.prod(sizes) > most:
+        raise NotKnown(f"a tensor of shape {list(shape)[:8]} is not known one by one")
     return sizes
 
 

@@ -6,9 +6,10 @@ The field numbers are those of onnx.proto (github.com/onnx/onnx). Subgraphs are 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from llamac.errors import LlamacError
 
@@ -59,6 +60,7 @@ class TensorProto:
 
 
 Attribute = int | float | str | list[int] | list[float] | TensorProto
+N = TypeVar("N", int, float)
 
 
 @dataclass
@@ -122,12 +124,12 @@ def read_onnx(path: Path) -> OnnxModel:
     except OSError as error:
         raise LlamacError("LLC0201", path.name, f"cannot be read: {error.strerror}", "check its permissions") from None
     model = OnnxModel(path)
-    has_graph = False
+    has_graph, maker, release = False, "", ""
     for number, part in Message(data, 0, len(data), path.name).fields():
         if number == 2:
-            model.producer = part.text() + model.producer
+            maker = part.text()
         elif number == 3:
-            model.producer += f" {part.text()}"
+            release = f" {part.text()}"
         elif number == 7:
             _read_graph(part.message(), model)
             has_graph = True
@@ -136,6 +138,7 @@ def read_onnx(path: Path) -> OnnxModel:
             model.opsets[domain] = version
         elif number == 25:
             model.functions.append(_read_texts(part.message(), {1: "name"}).get("name", "?"))
+    model.producer = maker + release
     if not has_graph:
         raise LlamacError("LLC0936", path.name, "it holds no graph", "pass the .onnx file of a model")
     return model
@@ -202,7 +205,7 @@ def _read_node(message: Message) -> Node:
 def _read_attribute(message: Message) -> tuple[str, Attribute]:
     name: str = ""
     found: dict[int, Attribute] = {}
-    kind = 0
+    floats, integers, kind = list[float](), list[int](), 0
     for number, part in message.fields():
         if number == 1:
             name = part.text()
@@ -215,9 +218,9 @@ def _read_attribute(message: Message) -> tuple[str, Attribute]:
         elif number == 5:
             found[4] = read_tensor(part.message())
         elif number == 7:
-            found[6] = [*_list(found.get(6)), *_limited(part.numbers(), message)]
+            found[6] = _added(floats, part.numbers(), message)
         elif number == 8:
-            found[7] = [*_list(found.get(7)), *_limited(part.integers(), message)]
+            found[7] = _added(integers, part.integers(), message)
         elif number == 20:
             kind = part.integer()
     if kind not in found:
@@ -226,13 +229,9 @@ def _read_attribute(message: Message) -> tuple[str, Attribute]:
     return name, found[kind]
 
 
-def _list(value: Attribute | None) -> list[float]:
-    return list(value) if isinstance(value, list) else []
-
-
-def _limited(values: object, message: Message) -> list[float]:
-    taken: list[float] = []
-    for value in values:  # type: ignore[attr-defined]
+def _added(taken: list[N], values: Iterable[N], message: Message) -> list[N]:
+    """`taken` with more numbers at its end, which come packed or one by one; LLC0936 when there are too many."""
+    for value in values:
         taken.append(value)
         if len(taken) > MOST_VALUES:
             raise message.damaged(f"a list of more than {MOST_VALUES} numbers")
@@ -245,13 +244,13 @@ def read_tensor(message: Message) -> TensorProto:
     shape: list[int] = []
     for number, part in message.fields():
         if number == 1:
-            shape += part.integers()
+            _added(shape, part.integers(), message)
         elif number == 2:
             tensor.type = part.integer()
         elif number == 4 and tensor.place is None:
             tensor.place = _float_place(part, tensor, message)
         elif number in (5, 7):
-            tensor.values += _limited(part.integers(), message)
+            _added(tensor.values, part.integers(), message)
         elif number == 8:
             tensor.name = part.text()
         elif number == 9:
@@ -275,7 +274,7 @@ def _float_place(part: Field, tensor: TensorProto, message: Message) -> tuple[in
     """A packed run of float32 is stored as raw bytes are; single ones are read."""
     if part.kind == BYTES:
         return part.start, part.stop - part.start
-    tensor.values += _limited(part.numbers(), message)
+    _added(tensor.values, part.numbers(), message)
     return None
 
 

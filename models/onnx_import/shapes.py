@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from .known import (
     as_ramp,
     broadcast_shape,
     expanded,
+    listed_sizes,
     literal,
     plus,
     sign,
@@ -133,7 +135,10 @@ def _view(call: Call, shape: Sequence[DimLike]) -> Found:
     if isinstance(found, Literal | Ramp):
         return moved(call, found, shape)
     if isinstance(found, Stored) and not found.transposed and all(isinstance(size, int) for size in shape):
-        return replace(found, shape=tuple(int(str(size)) for size in shape))
+        sizes = tuple(int(str(size)) for size in shape)
+        if min(sizes, default=0) < 0 or math.prod(sizes) != found.count:
+            raise call.unsupported(f"{found.count} stored numbers in the shape {list(sizes)[:8]}")
+        return replace(found, shape=sizes)
     if isinstance(found, LastToken):
         if _product(shape) != _product(found.shape):
             raise call.unsupported(f"{list(found.shape)} in the shape {list(shape)}")
@@ -304,7 +309,7 @@ def _split(call: Call) -> Sequence[Found]:
         sizes = [min(each, length - index * each) for index in range(count)]
     if len(sizes) != count or sum(sizes) != length:
         raise call.unsupported(f"parts {sizes} of an axis of length {length}")
-    ends = [sum(sizes[: index + 1]) for index in range(count)]
+    ends = list(accumulate(sizes))
     return [part_of(call, found, axis, end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
@@ -315,6 +320,7 @@ def _concat(call: Call) -> Found:
         if all(part.shape == () or len(part.shape) == 1 for part in known):
             try:
                 parts = [as_literal(part).values.reshape(-1) for part in known]
+                listed_sizes([sum(map(len, parts))])
                 return Literal(np.concatenate(parts), known[0].dtype)
             except NotKnown as error:
                 raise call.unsupported(str(error)) from None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Literal
 
 from llamac.artifact.launch_plan import Bucket, LaunchPlan, evaluate
+from llamac.errors import LlamacError
 
 from .driver import Driver
 from .launches import LaunchList
@@ -93,7 +95,8 @@ class BucketRun:
         try:
             self._launch(driver, stream, result)
         except BaseException:
-            driver.end_graph(driver.end_capture(stream))
+            with suppress(LlamacError):  # what was refused has ended the recording: that error is the one to tell
+                driver.end_graph(driver.end_capture(stream))
             raise
         return driver.end_capture(stream)
 

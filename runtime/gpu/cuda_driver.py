@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from llamac.errors import LlamacError
 
@@ -31,6 +31,8 @@ class CudaDriver:
     """
 
     kind: Kind = "cuda"
+    _retained: ClassVar[int] = 0
+    """Drivers of this process that hold a context."""
 
     def __init__(self) -> None:
         self._cuda = _bindings()
@@ -88,12 +90,21 @@ class CudaDriver:
     def open(self, index: int) -> None:
         self._device = int(self._call("cuDeviceGet", index))
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
-        self.make_current()
+        CudaDriver._retained += 1
+        try:
+            self.make_current()
+        except LlamacError:
+            self.close()
+            raise
 
     def close(self) -> None:
         if self._context is not None:
             self._context = None
+            CudaDriver._retained -= 1
             self._call("cuDevicePrimaryCtxRelease", self._device)
+            if CudaDriver._retained == 0:
+                # With its last holder the context is gone: what uses CUDA next on this thread must not find it current.
+                self._call("cuCtxSetCurrent", None)
 
     def make_current(self) -> None:
         self._call("cuCtxSetCurrent", self._context)

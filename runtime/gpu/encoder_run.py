@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import prod
 
 import numpy as np
@@ -125,7 +126,8 @@ class EncoderRun:
         try:
             self._launches.run(self._driver, stream)
         except BaseException:
-            self._driver.end_graph(self._driver.end_capture(stream))
+            with suppress(LlamacError):  # what was refused has ended the recording: that error is the one to tell
+                self._driver.end_graph(self._driver.end_capture(stream))
             raise
         return self._driver.end_capture(stream)
 

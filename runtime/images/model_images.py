@@ -101,8 +101,14 @@ def model_images(manifest: Mapping[str, Any], special: Mapping[str, int]) -> Mod
     settings = settings_of_model(vision)
     if architecture == "llama4":
         return Llama4Images(settings, image_tokens(special))
-    ratios = tuple((int(rows), int(columns)) for rows, columns in vision["supported_aspect_ratios"])
-    return MllamaImages(settings, int(vision["image_token"]), special.get(PLACEHOLDER), ratios)
+    ratios, token = vision.get("supported_aspect_ratios"), vision.get("image_token")
+    rows = ratios if isinstance(ratios, (list, tuple)) else ()
+    pairs = [tuple(pair) for pair in rows if isinstance(pair, (list, tuple))]
+    good = [(pair[0], pair[1]) for pair in pairs if [type(size) for size in pair] == [int, int] and min(pair) > 0]
+    if not good or len(good) != len(rows) or type(token) is not int:
+        reason = "supported_aspect_ratios are no pairs of sizes, or image_token is no number"
+        raise LlamacError("LLC0802", "model.config.vision", reason, "compile the model again")
+    return MllamaImages(settings, token, special.get(PLACEHOLDER), tuple(good))
 
 
 def load_all(sources: Sequence[PictureSource], settings: ImageSettings) -> list[LoadedPicture]:

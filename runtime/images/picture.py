@@ -38,11 +38,13 @@ def open_picture(source: bytes | Path | str | Image, name: str = "image") -> Ima
     pillow = _pillow()
     picture: Any = source if isinstance(source, pillow.Image) else _decoded(pillow, source, name)
     _check_size(picture, name)
-    _check_content(picture, name)
     try:
         with _whole_files_only():
+            _check_content(picture, name)
             return _upright_rgb(picture)
-    except Exception as error:  # as above: the pixels are decoded here
+    except LlamacError:
+        raise
+    except Exception as error:  # as above: frames are looked for and pixels decoded here
         raise _unreadable(name, error) from None
 
 

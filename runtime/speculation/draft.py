@@ -80,7 +80,7 @@ class DraftCache:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a stream may be collected, and leave its sequence here, at any moment
         self._left: CachedSequence | None = None
 
     def take(self, prompt: Sequence[int]) -> CachedSequence:
@@ -128,6 +128,8 @@ class DraftModel:
             sequence.reserve(most)
         except LlamacError:
             sequence.close()
+            if may_wait:
+                return None  # another thread has taken the pages since
             raise
         sampler = Sampler(continuation.options.sampling, stream=1)
         return Draft(sequence, sampler, Pace(self.tokens), self.cache)

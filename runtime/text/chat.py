@@ -22,6 +22,9 @@ SIZE_FACTOR = 4
 DEEPEST_INPUT = 50
 MARK_START, MARK_END = "\U000f0000", "\U000f0001"
 """Private-use characters put around control tokens that came with the conversation."""
+_START = rf"(?:{MARK_START}|\\+(?i:U000f0000|udb80\\+udc00))"
+_END = rf"(?:{MARK_END}|\\+(?i:U000f0001|udb80\\+udc01))"
+"""The marks as they are, and as Python's repr and JSON write them: a template may print a list of parts as it is."""
 Message = Mapping[str, Any]
 
 
@@ -148,7 +151,9 @@ def _marked(value: Any, control: re.Pattern[str]) -> Any:
         value = value.replace(MARK_START, "").replace(MARK_END, "")
         return control.sub(lambda found: MARK_START + found.group() + MARK_END, value)
     if isinstance(value, dict):
-        return {key: _marked(item, control) for key, item in value.items()}
+        # Names of parameters and arguments come with the conversation, too; those that templates look up stay.
+        keys = {key: key if key.isidentifier() else _marked(key, control) for key in value}
+        return {keys[key]: _marked(item, control) for key, item in value.items()}
     return [_marked(item, control) for item in value] if isinstance(value, list) else value
 
 
@@ -158,7 +163,7 @@ def _encode_marked(tokenizer: Tokenizer, text: str, control: re.Pattern[str]) ->
     A template's own string functions can separate the two marks of a pair. A lone mark is dropped but still cuts the
     text, so that what stands on its two sides cannot join into a control token.
     """
-    pieces = re.split(f"{MARK_START}({control.pattern}){MARK_END}|[{MARK_START}{MARK_END}]", text)
+    pieces = re.split(f"{_START}({control.pattern}){_END}|[{MARK_START}{MARK_END}]", text)
     ids: list[int] = []
     for place, piece in enumerate(pieces):
         if piece:

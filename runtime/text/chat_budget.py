@@ -1,28 +1,24 @@
-"""What one rendering of a chat template may use, and the checks that keep every single step inside it."""
+"""What one rendering of a chat template may use: time, and the characters of one value and of all together."""
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MappingView
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from jinja2.exceptions import TemplateError
+from jinja2.runtime import LoopContext
 
-WIDEST_PADDING = 10_000
-PADDING_CALLS = frozenset(
-    ["center", "do_center", "ljust", "rjust", "zfill", "expandtabs", "do_indent", "to_json", "do_batch"]
-)
-"""Methods and filters (by the name of their function) whose integer argument is a width."""
-WIDE_PERCENT = re.compile(r"%(\([^)]*\))?[-+ #0]*(\d{5,}|\*|\d*\.(\d{5,}|\*))")
-WIDE_BRACES = re.compile(r"\{[^{}]*:[^{}]*(\d{5,}|\{)")
-"""Fields of the two kinds of format with a width of five digits or more, or one taken from the arguments."""
-LONGEST_INTEGER_BITS = 4096
 SPENDING_FACTOR = 4
 """All text written while rendering, captured blocks and macros included, against the largest single value."""
+BUILT_FACTOR = 128
+"""All values built while rendering, those that nobody holds any longer included, against the largest single one."""
+DEEPEST_VALUE = 200
+"""How deep lists may hold lists: Python hashes what is nested without end by a recursion that nothing bounds."""
+ITEM_SIZE = 8
+"""What an item of a list counts for where memory is accounted for, in characters."""
 
 
 class LimitExceeded(TemplateError):
@@ -36,6 +32,7 @@ class Budget:
     deadline: float
     largest: int
     spent: int = 0
+    built: int = 0
 
     def check_time(self) -> None:
         """Raise when the deadline has passed."""
@@ -52,51 +49,16 @@ class Budget:
         self.spent += size
         self.check_size(self.spent // SPENDING_FACTOR)
 
+    def build(self, value: Any) -> None:
+        """Account for a value that was made, which may be held under a name of its own until the end."""
+        if isinstance(value, (str, list, tuple)):
+            self.built += len(value) * (1 if isinstance(value, str) else ITEM_SIZE)
+            if self.built > BUILT_FACTOR * self.largest:
+                raise LimitExceeded(f"it builds more than {BUILT_FACTOR * self.largest} characters in all")
+
 
 current: ContextVar[Budget] = ContextVar("current")
 """The budget of the rendering under way; a template runs only with one set."""
-
-
-def check_operator(name: str, left: Any, right: Any) -> None:
-    """Bound the result of `left name right` before it is computed."""
-    allowed = current.get()
-    if name == "+":
-        allowed.check_size(text_size((left, right), allowed.largest))
-    elif name == "*" and (_sized(left) or _sized(right)):
-        sequence, count = (left, right) if _sized(left) else (right, left)
-        allowed.check_size(text_size(sequence, allowed.largest) * (count if isinstance(count, int) else 0))
-    elif name == "%" and isinstance(left, str):
-        _refuse_wide(WIDE_PERCENT, left)
-    if isinstance(left, int) and isinstance(right, int):
-        bits = left.bit_length() * max(right, 1) if name == "**" else left.bit_length() + right.bit_length()
-        if bits > LONGEST_INTEGER_BITS:
-            raise LimitExceeded("it computes with huge numbers")
-
-
-def check_call(name: str, subject: Any, values: list[Any]) -> None:
-    """Bound what the function `name`, a method of `subject` or a filter, can build from its arguments."""
-    allowed = current.get()
-    allowed.check_time()
-    allowed.check_size(text_size((subject, values), allowed.largest))
-    texts = [value for value in (subject, *values) if isinstance(value, str)]
-    if name in PADDING_CALLS:
-        width = max((value for value in values if isinstance(value, int)), default=0)
-        lines = sum(text.count("\n") + text.count("\t") for text in texts) + 1
-        if width > WIDEST_PADDING:
-            raise LimitExceeded(f"it pads to a width of {width}")
-        allowed.check_size(width * lines)
-    elif name in ("format", "do_format", "format_map"):
-        for text in texts:
-            _refuse_wide(WIDE_PERCENT if name == "do_format" else WIDE_BRACES, text)
-    elif name in ("replace", "do_replace") and len(texts) >= 3:
-        text, old, new = texts[:3]
-        allowed.check_size(len(text) + text.count(old) * len(new))
-    elif name in ("join", "do_join", "sync_do_join"):
-        longest = max((len(text) for text in texts), default=0)
-        items = max((len(value) for value in values if isinstance(value, (list, tuple, str))), default=0)
-        allowed.check_size(longest * items)
-    elif name == "translate":
-        raise LimitExceeded("str.translate is not available to chat templates")
 
 
 def checked_text(value: Any) -> Any:
@@ -111,43 +73,66 @@ def checked_text(value: Any) -> Any:
 
 
 def checked_result(value: Any) -> Any:
-    """The value a call or filter gave, unless it is too large."""
+    """The value a call, an operator or a filter gave, unless it is too large."""
     allowed = current.get()
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raise LimitExceeded("bytes are not available to chat templates")
     allowed.check_size(text_size(value, allowed.largest))
+    allowed.build(value)
     return value
 
 
-def text_size(value: Any, limit: int) -> int:
+def measured(value: Any) -> Any:
+    """A value about to be compared or hashed, which takes as long as printing it would."""
+    if not isinstance(value, (str, int, float)):
+        allowed = current.get()
+        allowed.check_time()
+        allowed.check_size(text_size(value, allowed.largest))
+    return value
+
+
+def text_size(value: Any, limit: int, indent: int = 0) -> int:
     """Characters and items of a value, nested ones included; at most a little more than `limit`.
 
     A list holding one list ten times, that one another ten times and so on, is small in memory but not when it is
-    printed: so repeated references count each time.
+    printed: so repeated references count each time. indent: what every item costs for each list around it, besides.
     """
-    size = 0
-    waiting = [value]
-    while waiting and size <= limit:
-        item = waiting.pop()
-        if isinstance(item, str):
-            size += len(item)
-        elif isinstance(item, dict):
-            size += len(item)
-            waiting += [*item.keys(), *item.values()] if size <= limit else []
-        elif isinstance(item, (list, tuple)):
-            size += len(item)
-            waiting += item if size <= limit else []
+    size, depth = 0, 0
+    level = [value]
+    while level and size <= limit:
+        if depth > DEEPEST_VALUE:
+            raise LimitExceeded(f"it nests values more than {DEEPEST_VALUE} deep")
+        below: list[Any] = []
+        for item in level:
+            size += indent * depth
+            if isinstance(item, str):
+                size += len(item)
+            elif isinstance(item, int):
+                size += item.bit_length() // 3 if item.bit_length() > 64 else 0
+            elif isinstance(item, (list, tuple, dict, MappingView)):
+                size += len(item)
+                below += _inside(item) if size <= limit else ()
+        level, depth = below, depth + 1
     return size
+
+
+def _inside(container: Any) -> list[Any]:
+    return [*container.keys(), *container.values()] if isinstance(container, dict) else list(container)
 
 
 def materialized(values: tuple[Any, ...]) -> list[Any]:
     """The values with each iterator as a list, so that its size can be seen before it is used."""
-    largest = current.get().largest
-    return [list(islice(value, largest)) if isinstance(value, Iterator) else value for value in values]
+    is_stream = [isinstance(value, Iterator) and not isinstance(value, LoopContext) for value in values]
+    return [_listed(value) if stream else value for value, stream in zip(values, is_stream, strict=True)]
 
 
-def _refuse_wide(pattern: re.Pattern[str], text: str) -> None:
-    if pattern.search(text.replace("%%", "") if pattern is WIDE_PERCENT else text):
-        raise LimitExceeded("a format asks for a very wide field")
-
-
-def _sized(value: Any) -> bool:
-    return isinstance(value, (str, list, tuple))
+def _listed(stream: Iterator[Any]) -> list[Any]:
+    allowed = current.get()
+    items: list[Any] = []
+    size = 0
+    for item in stream:
+        allowed.check_time()
+        size += 1 + text_size(item, allowed.largest)
+        allowed.check_size(size)
+        items.append(item)
+    return items

@@ -17,7 +17,9 @@ from .chat_budget import Budget, LimitExceeded
 from .chat_sandbox import ChatSandbox, RaisedByTemplate
 
 WHERE = "chat template"
-LONGEST_TEMPLATE = 1_000_000
+LONGEST_TEMPLATE = 200_000
+"""Characters; the longest published ones have a tenth of it, and compiling takes longer than in proportion."""
+LONGEST_REASON = 500
 HINT_OWN_TEMPLATE = "use the chat template of the model's authors"
 
 
@@ -31,9 +33,11 @@ class SandboxedTemplate:
         try:
             self._template = ChatSandbox(_strftime_now(clock)).from_string(source)
         except TemplateSyntaxError as problem:
-            raise LlamacError("LLC0910", _line(problem.lineno), str(problem.message), HINT_OWN_TEMPLATE) from problem
-        except (SyntaxError, RecursionError, MemoryError, ValueError) as problem:  # nested too deeply for Python
-            raise LlamacError("LLC0910", WHERE, f"it cannot be compiled ({problem})", HINT_OWN_TEMPLATE) from problem
+            where, reason = _line(problem.lineno), _shortened(problem.message)
+            raise LlamacError("LLC0910", where, reason, HINT_OWN_TEMPLATE) from problem
+        except Exception as problem:  # nested too deeply for Python, and whatever else jinja stumbles over
+            reason = f"it cannot be compiled ({_shortened(problem)})"
+            raise LlamacError("LLC0910", WHERE, reason, HINT_OWN_TEMPLATE) from problem
 
     def render(self, inputs: Mapping[str, Any], largest: int) -> str:
         """The text for `inputs` (plain data); no value on the way, nor the text, may exceed `largest` characters."""
@@ -59,12 +63,13 @@ class SandboxedTemplate:
         where = _line(self._failing_line(problem))
         match problem:
             case LimitExceeded():
-                return LlamacError("LLC0912", where, str(problem), HINT_OWN_TEMPLATE)
+                return LlamacError("LLC0912", where, _shortened(problem), HINT_OWN_TEMPLATE)
             case SecurityError():
-                return LlamacError("LLC0913", where, str(problem), HINT_OWN_TEMPLATE)
+                return LlamacError("LLC0913", where, _shortened(problem), HINT_OWN_TEMPLATE)
             case RaisedByTemplate():
-                return LlamacError("LLC0911", where, f"the template says: {problem}", "change the messages accordingly")
-        reason = f"{type(problem).__name__}: {problem}"
+                said = f"the template says: {_shortened(problem)}"
+                return LlamacError("LLC0911", where, said, "change the messages accordingly")
+        reason = f"{type(problem).__name__}: {_shortened(problem)}"
         return LlamacError(
             "LLC0911", where, reason, f"check the roles and contents of the messages, or {HINT_OWN_TEMPLATE}"
         )
@@ -87,6 +92,12 @@ def _strftime_now(clock: Callable[[], datetime]) -> Callable[[str], str]:
         return clock().strftime(form)
 
     return strftime_now
+
+
+def _shortened(problem: object) -> str:
+    """What went wrong in words, which may be the template's own, of any length."""
+    text = str(problem)
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
 
 
 def _line(number: int | None) -> str:

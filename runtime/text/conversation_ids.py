@@ -26,11 +26,14 @@ def encode_messages(
         from .formats.registry import encode_conversation, find_format
 
         return encode_conversation(find_format(chat_format), tokenizer, messages, tools)
+    from .template_messages import for_template
+
+    rows = for_template(messages, template.source) if isinstance(messages, (list, tuple)) else messages
     if not tools:
-        return template.encode(tokenizer, messages)
+        return template.encode(tokenizer, rows)
     from .tools.offered import read_tools
 
-    return template.encode(tokenizer, messages, **_variables(read_tools(tools), template.source))
+    return template.encode(tokenizer, rows, **_variables(read_tools(tools), template.source))
 
 
 def _variables(tools: OfferedTools, source: str) -> dict[str, Any]:

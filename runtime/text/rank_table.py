@@ -16,6 +16,8 @@ from .tokenizer_files import malformed
 RANK_TABLE_FILE = "ranks.table"
 MAGIC = b"llamac ranks 1\n\0"
 HEADER = len(MAGIC) + 16
+LONGEST_PROBE = 4096
+"""Slots that a lookup may try: a table that is at most half full takes some dozens."""
 
 
 class RankTable:
@@ -29,7 +31,12 @@ class RankTable:
         view = memoryview(data)
         count, slots, self._longest_probe, text_bytes = view[len(MAGIC) : HEADER].cast("I")
         text_start = HEADER + 4 * (count + slots)
-        if slots & (slots - 1) or count >= slots or text_start + text_bytes != len(data):
+        if (
+            slots & (slots - 1)
+            or count >= slots
+            or text_start + text_bytes != len(data)
+            or self._longest_probe > LONGEST_PROBE
+        ):
             raise malformed(RANK_TABLE_FILE, f"{len(data)} bytes do not hold {count} tokens in {slots} slots")
         self._ends = view[HEADER : HEADER + 4 * count].cast("I")
         self._slots = view[HEADER + 4 * count : text_start].cast("I")

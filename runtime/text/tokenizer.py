@@ -24,7 +24,7 @@ class Tokenizer(Protocol):
     add_bos: bool
     """Whether `encode` puts the begin-of-sequence id first when it is not told."""
     special_ids: dict[str, int]
-    """Control tokens by their text. They are ordinary text to `encode` unless `allow_special`."""
+    """Control tokens by their text, never an empty one. They are ordinary text to `encode` unless `allow_special`."""
     leading_space: bool
     """True when `encode` adds a space before the first word, which `decode` takes away again (SentencePiece)."""
 
@@ -54,7 +54,7 @@ class TokenizerBase:
         self, *, vocab_size: int, special_ids: Mapping[str, int], bos_id: int | None, eos_id: int | None, add_bos: bool
     ) -> None:
         self.vocab_size = vocab_size
-        self.special_ids = dict(special_ids)
+        self.special_ids = {text: token_id for text, token_id in special_ids.items() if text}
         self.bos_id = bos_id
         self.eos_id = eos_id
         self.add_bos = add_bos and bos_id is not None

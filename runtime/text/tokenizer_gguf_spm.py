@@ -132,7 +132,7 @@ def _flag(values: Mapping[str, Any], name: str) -> bool:
 
 
 def _splitter(wholes: Mapping[str, int]) -> re.Pattern[str] | None:
-    if not wholes:
+    if not any(wholes):
         return None
-    longest_first = sorted(wholes, key=len, reverse=True)
+    longest_first = sorted(filter(None, wholes), key=len, reverse=True)
     return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")

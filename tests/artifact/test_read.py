@@ -146,6 +146,8 @@ def test_unknown_keys_are_ignored(artifact_path: Path) -> None:
         (b'{"format": NaN}', "LLC0709"),
         (b'{"format": ' + b"9" * 5000 + b"}", "LLC0709"),
         (b"[" * 100_000, "LLC0709"),
+        (b'{"format": "llamac-artifact", "x": ' + b"[" * 200 + b"]" * 200 + b"}", "LLC0709"),
+        (b'{"format": "llamac-artifact", "x": ' + b'{"a": ' * 200 + b"1" + b"}" * 201, "LLC0709"),
         (b"[]", "LLC0705"),
         (b'{"format": "other"}', "LLC0705"),
         (b'{"format": "llamac-artifact"}', "LLC0711"),
@@ -251,6 +253,21 @@ def test_members_are_checked_when_they_are_read(artifact_path: Path) -> None:
     with Artifact.open(artifact_path, check="none") as artifact:
         assert artifact.member_bytes("tokenizer/vocabulary.json") == bytes([ord("[") ^ 1]) + b'"a", "b"]'
     assert open_error(artifact_path, "full").code == "LLC0712"
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"9" * 400])
+def test_numbers_that_no_float_holds(artifact_path: Path, number: bytes) -> None:
+    text = canonical_json(manifest_of(artifact_path)).replace(b"1.5", number)
+    error = open_error(with_manifest(artifact_path, text))
+    assert error.code == "LLC0711" and "golden.vectors[0].top[0][1]" in error.reason
+
+
+def test_a_file_that_shrinks_before_it_is_mapped(artifact_path: Path) -> None:
+    with Artifact.open(artifact_path) as artifact:
+        with artifact_path.open("r+b") as file:
+            file.truncate(100)
+        with pytest.raises(LlamacError, match="LLC0704"):
+            artifact.map(WEIGHTS)
 
 
 def test_a_file_that_shrinks_while_open(artifact_path: Path) -> None:

@@ -113,12 +113,3 @@ def test_another_compiler_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.13.0")
     with pytest.raises(LlamacError, match=r"LLC0601 .*0\.13\.0"):
         zig_command()
-
-
-def test_cache_folder_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("LLAMAC_CACHE_DIR", str(tmp_path / "file" / "under"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    assert toolchain.cache_folder() == tmp_path / "user" / "llamac" / "zig"
-    monkeypatch.setenv("LLAMAC_CACHE_DIR", str(tmp_path / "mine"))
-    assert toolchain.cache_folder() == tmp_path / "mine" / "zig"

@@ -97,6 +97,11 @@ def test_run_options(capsys: pytest.CaptureFixture[str], toy_artifact: Path, wor
     assert (code, json.loads(out)["text"]) == (0, text)
 
 
+def test_run_echoes_the_prompt(capsys: pytest.CaptureFixture[str], toy_artifact: Path) -> None:
+    words = ["run", toy_artifact, "--prompt", "ab", "--echo", "--max-new-tokens", 2, "--quiet"]
+    assert _run(capsys, *words)[:2] == (0, "abcd\n")
+
+
 def test_run_with_the_chat_template(capsys: pytest.CaptureFixture[str], toy_artifact: Path) -> None:
     words = ["run", toy_artifact, "--chat", "--prompt", "hi", "--max-new-tokens", 1, "--json"]
     assert json.loads(_run(capsys, *words)[1])["prompt_ids"] == [256, 258, *b"hi", 259]
@@ -242,6 +247,13 @@ def test_chat_answers_line_by_line(toy_artifact: Path) -> None:
     assert done.returncode == 0
     # The toy goes on counting from <|assistant|> (259): ids 0 and 1 are the first two bytes.
     assert done.stdout == "\x00\x01\n\x00\x01\n"
+
+
+def test_chat_says_that_its_input_is_no_utf8(toy_artifact: Path) -> None:
+    command = [sys.executable, "-m", "llamac", "chat", str(toy_artifact), "--max-new-tokens", "2"]
+    given = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, input=b"caf\xe9\n", capture_output=True, env=given)
+    assert (done.returncode, done.stderr[:26]) == (2, b"LLC0102 stdin: it is not U")
 
 
 def test_internal_errors_have_a_code_and_a_hint(

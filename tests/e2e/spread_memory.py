@@ -50,5 +50,6 @@ def spread_memory() -> Iterator[Gaps]:
         found = plan_weights(*modules, **options)
         return [replace(p, offset=_behind(gaps.weights, -(-p.nbytes // 64) * 64)) for p in found]
 
-    with mock.patch("llamac.passes.plan_memory._Planner._find", find), mock.patch("llamac.driver.plan_weights", plan):
+    place = mock.patch("llamac.passes.plan_memory._Planner._find", find)
+    with place, mock.patch("llamac.compiled_graph.plan_weights", plan):
         yield gaps

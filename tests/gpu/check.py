@@ -1,35 +1,61 @@
 """Everything on a real GPU against torch in fp32 and numpy: `make gpu-test`, on the code of `make gpu-code`.
 
-    python tests/gpu/check.py build/gpu [--kind hip]
+    python tests/gpu/check.py build/gpu [--kind hip] [--case 1b] [--only code,kernels,models] [--minutes 9]
 
-1. Every kernel: the tests of tests/backends/gpu with the GPU in the interpreter's place, memory behind arrays guarded.
-2. Whole models of every case that is there: the tiny ones and 1B, logits of prompts and of decode steps in batches.
-3. The same step twice gives the same bits; a prompt in one step and in several, within the tolerance.
+1. code: every kernel of every case can be loaded.
+2. kernels: the tests of tests/backends/gpu with the GPU in the interpreter's place, memory behind arrays guarded.
+3. models: whole models of every case that is there, in every kind of step; the same step twice gives the same bits. One
+   that fails runs again, a launch at a time, so that the launch that fails is named.
 
-The exit code is 0 only when all of it was right; what was left out, for lack of code or memory, is listed at the end.
+Each is a process of its own with a limit of time: a kernel that reads or writes wild ends its own process, and what
+comes after it runs. What was found is printed as it is found; the exit code is 0 only when all of it was right, and
+what was left out, for lack of code or time, is listed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench" / "gpu"))
+from children import Ended, run_child
 from compile_kernels import ROOT, pytest_command
-from opened_case import OpenedCase
 
-from llamac.errors import LlamacError
-from llamac.runtime.session import Feed
+HERE = Path(__file__).parent
+PARTS = ("code", "kernels", "models")
+SECONDS = {"code": 90.0, "kernels": 300.0, "models": 150.0}
+"""The most that a part may take, of models each."""
 
-CONTEXT = 1024
-TOLERANCE = {"bf16": 3e-2, "fp8": 6e-2, "f16": 2e-2}
-"""Largest error of a logit against fp32, relative to the largest logit, by the type of the cache or of the products."""
+
+class Report:
+    """What was found so far; run: how a program is run, with its limit in seconds."""
+
+    def __init__(self, minutes: float, run: Callable[..., Ended] = run_child) -> None:
+        self.failed: list[str] = []
+        self.left_out: list[str] = []
+        self._end = time.monotonic() + 60 * minutes
+        self._run = run
+
+    def child(self, name: str, part: str, command: list[str], **environment: str) -> bool:
+        """Run one part; whether it was right. It is left out where the time is over."""
+        seconds = min(SECONDS[part], self._end - time.monotonic())
+        if seconds < 5:
+            self.left_out.append(f"{name}: no time was left")
+            return True
+        print(f"== {name}", flush=True)
+        ended = self._run(command, seconds, cwd=ROOT, env=os.environ | environment)
+        if ended.status != 0:
+            self.failed.append(f"{name}: {ended.how}")
+        print(f"== {name}: {'right' if ended.status == 0 else ended.how}, {ended.seconds:.0f} s", flush=True)
+        return ended.status == 0
+
+    def lines(self) -> list[str]:
+        """For the end of the output."""
+        return [*(f"LEFT OUT {line}" for line in self.left_out), *(f"FAILED {line}" for line in self.failed)]
 
 
 def main() -> int:
@@ -38,86 +64,38 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kind", default="cuda", choices=["cuda", "hip"])
     parser.add_argument("--case", default="1b", help="the cases whose names begin so")
+    parser.add_argument("--only", default=",".join(PARTS), help="with commas")
+    parser.add_argument("--minutes", type=float, default=9.0)
     options = parser.parse_args()
-    failed = kernels(options.folder, options.kind)
-    left_out = []
-    files = sorted(options.folder.glob(f"{options.case}*.zip"))
+    chosen = options.only.split(",")
+    if not set(chosen) <= set(PARTS):
+        parser.error(f"--only takes {', '.join(PARTS)}")
+    report = Report(options.minutes)
+    folder = options.folder.resolve()
+    if "code" in chosen:
+        report.child("code", "code", _program("load_code.py", str(folder), "--kind", options.kind))
+    if "kernels" in chosen:
+        words = f"run {options.kind} {folder}"
+        report.child("kernels", "kernels", pytest_command(), LLAMAC_GPU_KERNELS=words)
+    if "models" in chosen:
+        whole_models(report, folder, options.case)
+    print("\n".join(report.lines() or ["all right"]))
+    return 1 if report.failed or report.left_out else 0
+
+
+def whole_models(report: Report, folder: Path, prefix: str) -> None:
+    """Every case whose name begins so; one that fails again, one launch at a time."""
+    files = sorted(folder.glob(f"{prefix}*.zip"))
     for path in files:
-        try:
-            failed += whole_model(path)
-        except LlamacError as error:
-            left_out.append(f"{path.name}: {error}")
+        command = _program("whole_model.py", str(path))
+        if not report.child(path.stem, "models", command):
+            report.child(f"{path.stem}, one launch at a time", "models", [*command, "--careful"])
     if not files:
-        left_out.append(f"whole models: no code for {options.case} in {options.folder} (make gpu-code)")
-    print(
-        "\n".join([*(f"LEFT OUT {line}" for line in left_out), *(f"FAILED {line}" for line in failed)] or ["all right"])
-    )
-    return 1 if failed or left_out else 0
+        report.left_out.append(f"whole models: no code for {prefix} in {folder} (make gpu-code)")
 
 
-def kernels(folder: Path, kind: str) -> list[str]:
-    """The kernels' own tests, on the GPU."""
-    environment = os.environ | {"LLAMAC_GPU_KERNELS": f"run {kind} {folder.resolve()}"}
-    done = subprocess.run(pytest_command(), env=environment, cwd=ROOT, check=False)
-    return [] if done.returncode == 0 else ["kernels: see pytest's report above"]
-
-
-def whole_model(path: Path) -> list[str]:
-    """Logits of one case in every kind of step against torch in fp32, with the same weights."""
-    with OpenedCase(path, CONTEXT, 4) as case:
-        found = steps(case)
-        again = steps(case)
-        about, weights = case.about, case.weights
-    expected = reference(about, weights)
-    tolerance = TOLERANCE["fp8" if "fp8" in (about["kv"], about["quantize"]) else about["kv"]]
-    failed = []
-    for name, logits in found.items():
-        error = np.abs(logits - expected[name]).max() / np.abs(expected[name]).max()
-        print(f"{about['case']} {name}: relative error {error:.2g} (at most {tolerance})")
-        if not error < tolerance:
-            failed.append(f"{about['case']} {name}: relative error {error:.2g}")
-        if not np.array_equal(logits, again[name]):
-            failed.append(f"{about['case']} {name}: the same step gave other bits the second time")
-    return failed
-
-
-def prompts(vocab: int) -> list[list[int]]:
-    rng = np.random.default_rng(5)
-    return [rng.integers(0, vocab, size).tolist() for size in (700, 19, 1)]
-
-
-def steps(case: OpenedCase) -> dict[str, Any]:
-    """The last logits of each prompt: all of it in one or several steps, the last token decoded with the others."""
-    session, texts = case.session, prompts(case.device.vocab_size)
-    found: dict[str, Any] = {}
-    sequences = [session.open() for _ in texts]
-    for number, (sequence, ids) in enumerate(zip(sequences, texts, strict=True)):
-        if ids[:-1]:
-            session.prefill(sequence, ids[:-1])
-        sequence_alone = session.open()
-        found[f"prompt {number}"] = session.prefill(sequence_alone, ids)
-        sequence_alone.close()
-    together = session.step([Feed(s, ids[-1:]) for s, ids in zip(sequences, texts, strict=True)])
-    found |= {f"decoded {number}": row.copy() for number, row in enumerate(together)}
-    for sequence in sequences:
-        sequence.close()
-    return found
-
-
-def reference(about: dict[str, Any], weights: Any) -> dict[str, Any]:
-    """The same from torch in fp32."""
-    import torch
-    from torch_llama import TorchLlama
-
-    torch.backends.cuda.matmul.allow_tf32 = False
-    model = TorchLlama(about, weights, torch.float32, 1, CONTEXT)
-    expected = {}
-    with torch.no_grad():
-        for number, ids in enumerate(prompts(about["config"]["vocab_size"])):
-            given = torch.tensor([ids], device="cuda")
-            logits = model(given, torch.arange(len(ids), device="cuda"))[0, -1].float().cpu().numpy()
-            expected |= {f"prompt {number}": logits, f"decoded {number}": logits}
-    return expected
+def _program(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(HERE / name), *arguments]
 
 
 if __name__ == "__main__":

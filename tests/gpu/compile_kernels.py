@@ -2,7 +2,7 @@
 
     python tests/gpu/compile_kernels.py --target h100 -o build/gpu
 
-The tests run as always, in Triton's interpreter; what they launch is compiled on the way.
+The tests run as always, in Triton's interpreter; what they launch is compiled on the way, and random examples are kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from llamac.target import find_target
 
 ROOT = Path(__file__).parents[2]
-KERNEL_TESTS = ("attention", "embedding_and_head", "expert", "linear", "qkv")
+KERNEL_TESTS = ("attention", "embedding_and_head", "expert", "linear", "picture", "qkv", "sample")
 """tests/backends/gpu/test_NAME_kernels.py run single kernels."""
 
 
@@ -26,8 +26,14 @@ def kernel_tests() -> list[str]:
 
 
 def pytest_command() -> list[str]:
-    """How they are run: with the same random examples every time."""
-    return [sys.executable, "-m", "pytest", "-q", "--hypothesis-seed=0", "-m", "not slow", *kernel_tests()]
+    """How they are run, with settings of their own.
+
+    -P: else the repository's folder `llamac` is found in the place of the package, which has its other parts elsewhere.
+    """
+    settings = ["-c", str(Path(__file__).with_name("pytest.ini")), f"--rootdir={ROOT}", f"--confcutdir={ROOT}"]
+    report = ["-q", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
+    chosen = ["--hypothesis-seed=0", "-m", "not slow", *kernel_tests()]
+    return [sys.executable, "-P", "-m", "pytest", *settings, *report, *chosen]
 
 
 def main() -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from kernel_code import KernelFolder, LaunchCode
 
+from llamac.errors import LlamacError
 from llamac.runtime.gpu.driver import LaunchShape
 from llamac.runtime.gpu.found import find_gpu
 from llamac.runtime.gpu.upload import host_bytes, upload
@@ -45,15 +48,18 @@ class KernelRunner:
         """Run `family.name` over the grid; arrays among the arguments are changed in place, as memory would be."""
         code = self.folder.find(kernel, arguments)
         arrays = {name: value for name, value in arguments.items() if isinstance(value, np.ndarray)}
-        addresses = {name: self._send(value) for name, value in arrays.items()}
-        try:
-            values = [addresses[n] if t.startswith("*") else arguments[n] & 0xFFFF_FFFF for n, t in code.parameters]
-            self._run(code, grid, values)
-            for name, value in arrays.items():
-                value[...] = self._receive(addresses[name], value, f"{kernel} wrote behind {name}")
-        finally:
-            for address in addresses.values():
-                self.driver.free(address)
+        addresses: dict[str, int] = {}
+        with ExitStack() as owned:
+            try:
+                for name, value in arrays.items():
+                    addresses[name] = self._send(value, owned)
+                values = [addresses[n] if t.startswith("*") else arguments[n] & 0xFFFF_FFFF for n, t in code.parameters]
+                self._run(code, grid, values)
+                for name, value in arrays.items():
+                    value[...] = self._receive(addresses[name], value, f"{kernel} wrote behind {name}")
+            except LlamacError:
+                owned.pop_all()  # after a wild access nothing can be freed: that error is the one to tell
+                raise
         self.launches += 1
 
     def _run(self, code: LaunchCode, grid: tuple[int, ...], values: list[int]) -> None:
@@ -72,22 +78,27 @@ class KernelRunner:
             self._functions[code.code] = (module, function)
         return self._functions[code.code][1]
 
-    def _send(self, value: Array) -> int:
+    def _send(self, value: Array, owned: ExitStack) -> int:
         data = np.concatenate(
             [np.ascontiguousarray(value).reshape(-1).view(np.uint8), np.full(GUARD, POISON, np.uint8)]
         )
         address = self.driver.allocate(data.nbytes)
+        owned.callback(self.driver.free, address)
         upload(self.driver, data, address, self._stream)
         return address
 
     def _receive(self, address: int, like: Array, complaint: str) -> Array:
         size = like.nbytes + GUARD
         pinned = self.driver.allocate_pinned(size)
-        try:
-            self.driver.copy_out(pinned, address, size, self._stream)
-            self.driver.wait_for_stream(self._stream)
-            found = host_bytes(pinned, size).copy()
-        finally:
-            self.driver.free_pinned(pinned)
+        self.driver.copy_out(pinned, address, size, self._stream)
+        self.driver.wait_for_stream(self._stream)
+        found = host_bytes(pinned, size).copy()
+        self.driver.free_pinned(pinned)
         assert (found[like.nbytes :] == POISON).all(), complaint
         return found[: like.nbytes].view(like.dtype).reshape(like.shape)
+
+
+def open_runner(kind: str, folder: Path) -> KernelRunner:
+    """A GPU of this machine and the code for its architecture."""
+    _, gpu = find_gpu("cuda" if kind == "cuda" else "hip")
+    return KernelRunner(kind, KernelFolder(folder, gpu.architecture))

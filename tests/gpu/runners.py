@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gpu_process import GpuProcess
 from kernel_code import KernelFolder
-from kernel_runner import KernelRunner
 from recording_interpreter import RecordingInterpreter
 
 
-def runner_of(words: str) -> KernelRunner | RecordingInterpreter:
+def runner_of(words: str) -> GpuProcess | RecordingInterpreter:
     """`record sm_90,gfx942 FOLDER` compiles every kernel that the interpreter runs; `run cuda FOLDER` runs them."""
     what, which, folder = words.split(" ", 2)
     if what == "record":
@@ -17,12 +17,4 @@ def runner_of(words: str) -> KernelRunner | RecordingInterpreter:
         return RecordingInterpreter(folders)
     if what != "run":
         raise ValueError(f"LLAMAC_GPU_KERNELS={words!r} says neither record nor run")
-    return open_runner(which, Path(folder))
-
-
-def open_runner(kind: str, folder: Path) -> KernelRunner:
-    """A GPU of this machine and the code for its architecture."""
-    from llamac.runtime.gpu.found import find_gpu
-
-    _, gpu = find_gpu("cuda" if kind == "cuda" else "hip")
-    return KernelRunner(kind, KernelFolder(folder, gpu.architecture))
+    return GpuProcess(which, Path(folder))

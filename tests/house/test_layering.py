@@ -51,6 +51,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 
 DRIVER_FILES = {
     "driver",
+    "compiled_graph",
+    "chosen_targets",
+    "strictness",
     "golden",
     "materialize",
     "certificate",

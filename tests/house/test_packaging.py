@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import email.parser
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -104,6 +105,20 @@ def test_the_wheel_carries_licence_command_and_version(wheel: Path) -> None:
         assert file.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
     assert metadata["Version"] == _metadata()["version"] == llamac.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
+
+
+def test_the_sdist_holds_documentation_tests_and_what_the_wheel_needs(sdist: Path) -> None:
+    with tarfile.open(sdist) as file:
+        held = {name.partition("/")[2] for name in file.getnames()}
+    shipped = {
+        path.relative_to(ROOT).as_posix()
+        for folder in (*FOLDERS, "docs", "tests")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file()
+    }
+    missing = {name for name in shipped - held if "__pycache__" not in name}
+    assert not missing and {"CHANGELOG.md", "LICENSE", "Makefile", "README.md", "pyproject.toml"} <= held
+    assert not [name for name in held if name.endswith(".pyc")]
 
 
 def test_the_changelog_knows_the_version() -> None:

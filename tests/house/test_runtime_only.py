@@ -81,6 +81,17 @@ def test_verbs_of_the_compiler_say_what_to_install(words: tuple[str, ...]) -> No
     assert "LLC0600" in done.stderr and "llamac[compile]" in done.stderr
 
 
+def test_every_verb_can_be_asked_for_help() -> None:
+    every = (
+        "import sys\nfrom llamac.cli.main import VERBS, main\nsys.exit(max(main([verb, '--help']) for verb in VERBS))"
+    )
+    program = PROGRAM.split("from llamac.cli.main import main")[0] + every
+    command = [sys.executable, "-c", program, ",".join(NOT_INSTALLED)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("Usage: llamac ") == 16
+
+
 def test_importing_llamac_imports_none_of_it() -> None:
     program = f"import sys, llamac; print([m for m in sys.modules if m in {('numpy', 'click', *OUT_OF_REACH)!r}])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -16,19 +16,10 @@ from llamac.transform.pipeline import parse_pipeline, run_pass, run_pipeline
 
 PAGE = Path(__file__).parents[2] / "docs" / "write-a-pass.md"
 
-IMPORTS = """
-from __future__ import annotations
-from dataclasses import dataclass
-from llamac.ir.graph import Module, Value
-from llamac.ir.levels import CAPTURED, RAISING
-from llamac.transform.base import Pass, PassContext, PassResult
-from llamac.transform.pattern import Any, Match, Node
-from llamac.transform.rewriter import Rewriter, Rule, apply_rules
-"""
-
 
 def _blocks(kind: str) -> list[str]:
-    return re.findall(rf"^```{kind}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == kind]
 
 
 def _raised() -> Module:
@@ -45,11 +36,18 @@ def test_the_graph_shown_is_what_opt_prints() -> None:
 
 def test_the_pieces_make_the_pass() -> None:
     names: dict[str, Any] = {"__name__": "worked_example"}
-    # The first four pieces are the pass; what follows registers it and shows another package.
-    exec(compile(IMPORTS + "\n".join(_blocks("python")[:4]), str(PAGE), "exec"), names)
+    # The first five pieces are the pass; what follows registers it and shows another package.
+    exec(compile("\n".join(_blocks("python")[:5]), str(PAGE), "exec"), names)
     written: Pass = names["FuseSwiglu"]()
     ours, theirs = _raised(), _raised()
     result = run_pass(ours, written, PassContext())
     assert result.counts == run_pass(theirs, FuseSwiglu(), PassContext()).counts == {"swiglu": 2}
     assert print_module(ours) == print_module(theirs)
     assert not run_pass(ours, written, PassContext()).changed
+
+
+def test_the_test_shown_passes() -> None:
+    names: dict[str, Any] = {"__name__": "worked_example"}
+    (shown,) = [block for block in _blocks("python") if "def test_" in block]
+    exec(compile("\n".join([*_blocks("python")[:5], shown]), str(PAGE), "exec"), names)
+    names["test_it_fires_once_a_layer_and_no_second_time"]()

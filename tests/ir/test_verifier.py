@@ -244,12 +244,30 @@ def _recursion(module: Module) -> None:
     layer = module.graphs["layer"]
     made = make_op("call", layer.arguments, {"callee": "layer", "carried": 2, "layer": 0})
     layer.ops.append(made)
+    layer.outputs[0] = made.results[0]
 
 
 def _cache_replaced_twice(module: Module) -> None:
     op = _step(module, 1)
     made = make_op("call", op.operands, op.attributes, op.location)
     module.step.ops.insert(2, made)
+
+
+def _state_read_after_it_was_written(module: Module) -> None:
+    x, cache, ids, sequences, pages = (module.step.argument(n) for n in ("x", "cache", "ids", "seq", "pages"))
+    made = make_op("attend", (x, cache, ids, sequences, pages), {"heads": 2, "layer": 0, "scale": 1.0})
+    module.step.ops.append(made)
+
+
+def _old_state_returned(module: Module) -> None:
+    module.step.outputs[1] = module.step.argument("cache")
+
+
+def _layer_that_the_cache_lacks(module: Module) -> None:
+    operands, attributes = _attend(module, symbol("layer"))
+    module.graphs["layer"].ops.append(make_op("attend", operands, attributes))  # type: ignore[arg-type]
+    verify(module)
+    _step(module, 1).attributes["layer"] = 1
 
 
 def _layer_outside_a_layer(module: Module) -> None:
@@ -274,6 +292,9 @@ FULL_CASES: list[tuple[Callable[[Module], None], str]] = [
     (_other_results, "call: results do not fit what @layer returns"),
     (_recursion, "graph @layer: calls itself"),
     (_cache_replaced_twice, "%cache is written twice: a cache has one next state"),
+    (_state_read_after_it_was_written, "attend: reads %cache, a cache that has been written over since"),
+    (_old_state_returned, "@step: returns %cache, a cache that has been written over: return its next state"),
+    (_layer_that_the_cache_lacks, "call: layer 1 is outside kv_cache<layers = 1, "),
     (_layer_outside_a_layer, "attribute 'layer' depends on layer, which is no dimension of an argument"),
 ]
 

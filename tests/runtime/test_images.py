@@ -285,6 +285,22 @@ def test_damaged_bytes_are_pictures_or_coded_errors(seed: int) -> None:
         assert found.mode == "RGB"
 
 
+def test_an_animation_that_is_cut_off_anywhere() -> None:
+    """Where its second frame is damaged, Pillow finds that out while it looks for one."""
+    frames = [Image.new("P", (20, 20), colour) for colour in range(3)]
+    for place, frame in enumerate(frames):
+        frame.putpixel((place, place), 9)
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    data, codes = file.getvalue(), set[str]()
+    for length in range(1, len(data)):
+        try:
+            open_picture(data[:length])
+        except LlamacError as error:
+            codes.add(error.code)
+    assert codes == {"LLC0831", "LLC0833"}
+
+
 def test_files_that_are_not_there_or_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LlamacError, match="LLC0831 image: cannot be read: No such file"):
         open_picture(tmp_path / "missing.png")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -119,3 +121,30 @@ def test_going_back_behind_a_chunk_goes_back_to_its_start() -> None:
     assert len(sequence) == 21
     sequence.truncate(13)
     assert len(sequence) == 8
+
+
+def test_pages_come_back_in_the_middle_of_a_call() -> None:
+    """A stream that nobody holds is closed wherever Python collects it, in the thread that is inside the pool too."""
+    pool = PagePool(8, 4)
+    forgotten, shared = pool.allocate(3), pool.allocate(2)
+    pool.share(shared)
+
+    class Interrupted(list[int]):
+        def pop(self, *place: Any) -> int:  # type: ignore[override]
+            if forgotten:
+                pages = forgotten.copy()
+                forgotten.clear()
+                pool.release(pages)
+                pool.release(shared)
+            return super().pop(*place)
+
+    pool._free = Interrupted(pool._free)
+    taken: list[int] = []
+    thread = threading.Thread(target=lambda: taken.extend(pool.allocate(2)), daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive(), "it waits for itself"
+    assert len(taken) == 2 and pool.free_pages == 4 and not pool.is_shared(shared[0])
+    pool.release(shared)
+    pool.release(taken)
+    assert pool.free_pages == 8 and sorted(pool.allocate(8)) == list(range(8))

@@ -89,6 +89,20 @@ def test_a_prompt_longer_than_the_context_is_never_cut(model: Model) -> None:
 def test_echo_puts_the_prompt_first(model: Model) -> None:
     assert model.generate("ab", max_new_tokens=2, echo=True).text == "abcd"
     assert model.generate([97, 98], max_new_tokens=2, echo=True).text == "abcd"
+    assert list(model.stream("ab", max_new_tokens=2, echo=True)) == ["ab", "c", "d"]
+    assert "".join(stream := model.stream_chat([{"role": "user", "content": "a"}], echo=True)) == stream.outcome.text
+
+
+def test_a_conversation_says_nothing_twice(model: Model) -> None:
+    conversation = Conversation(model, max_new_tokens=2, echo=True)
+    said = "".join(conversation.say("a"))
+    assert (len(said), conversation.messages[-1]["content"]) == (2, said)
+    conversation.close()
+
+
+def test_options_that_are_none_are_not_given(model: Model) -> None:
+    nothing: Any = dict.fromkeys(("stop", "stop_ids", "temperature", "top_p", "seed", "speculate", "logprobs"))
+    assert model.generate("ab", max_new_tokens=3, **nothing).text == "cde"
 
 
 def test_a_stream_is_the_text_in_pieces(model: Model) -> None:
@@ -187,6 +201,9 @@ def test_a_repetition_penalty_sees_the_prompt(model: Model) -> None:
         ({"logprobs": -1}, "LLC0811 logprobs"),
         ({"temperature": -1.0}, "LLC0850 temperature"),
         ({"stop": [""]}, "LLC0852 stop"),
+        ({"stop": ""}, "LLC0852 stop"),
+        ({"stop_ids": ["<eos>"]}, "LLC0811 stop_ids: '<eos>' is no token id"),
+        ({"stop_ids": [True]}, "LLC0811 stop_ids"),
     ],
 )
 def test_options_out_of_range(model: Model, options: Any, code: str) -> None:
@@ -255,6 +272,22 @@ def test_a_failed_turn_leaves_no_trace(model: Model) -> None:
         list(conversation.say("x" * 300))
     assert [row["role"] for row in conversation.messages] == ["system"]
     conversation.close()
+
+
+def test_a_closed_model_says_so(toy_artifact: Path) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    uses: list[Callable[[Model], object]] = [
+        lambda model: model.generate("ab"),
+        lambda model: model.chat(messages),
+        lambda model: model.logits([1]),
+        lambda model: model.expert_counts(),
+    ]
+    for use in uses:
+        model = load(toy_artifact)
+        model.close()
+        model.close()
+        with pytest.raises(LlamacError, match=r"LLC0815 .*: the model is closed"):
+            use(model)
 
 
 def test_golden_vectors_are_replayed(toy: Any) -> None:

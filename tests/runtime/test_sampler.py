@@ -11,7 +11,14 @@ import pytest
 from numpy.typing import NDArray
 
 from llamac.errors import LlamacError
-from llamac.runtime.sampler import Sampler, SamplerOptions, candidates, penalize_repetition, top_logprobs
+from llamac.runtime.sampler import (
+    SMALLEST,
+    Sampler,
+    SamplerOptions,
+    candidates,
+    penalize_repetition,
+    top_logprobs,
+)
 
 PROBABILITY_ABSOLUTE = 3e-6
 """transformers computes softmax in f32; ours is in f64."""
@@ -181,6 +188,8 @@ def test_logits_that_are_no_distribution(row: list[Any]) -> None:
         ("min_p", -0.1),
         ("min_p", 1.1),
         ("repetition_penalty", 0),
+        ("repetition_penalty", 1e-40),
+        ("temperature", 1e-46),
         ("seed", -1),
         ("seed", 2**64),
         ("seed", 1.0),
@@ -207,3 +216,12 @@ def test_a_large_vocabulary_is_sampled_fast() -> None:
         sampler.sample(row, HISTORY)
         best = min(best, time.perf_counter() - start)
     assert best < 0.005
+
+
+@pytest.mark.parametrize("temperature", [SMALLEST, 1e-9, 1e-3])
+def test_almost_no_temperature_is_greedy(temperature: float) -> None:
+    row = np.linspace(-30, 20, 1000, dtype=np.float32)[np.random.default_rng(1).permutation(1000)]
+    assert Sampler(SamplerOptions(temperature=temperature, seed=3)).sample(row).token_id == row.argmax()
+    praised = int(np.argmin(np.where(row > 0, row, np.inf)))  # a small positive logit, made the largest by far
+    options = SamplerOptions(temperature=temperature, top_p=0.9, repetition_penalty=SMALLEST, seed=3)
+    assert Sampler(options).sample(row, [praised]).token_id == praised

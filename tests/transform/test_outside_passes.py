@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from llamac.errors import LlamacError
+from llamac.ir.graph import Module
 from llamac.passes.pipelines import Quantization, cpu_pipeline, plain_layers
+from llamac.transform.base import PassContext
 from llamac.transform.outside import load_classes, load_edits
-from llamac.transform.pipeline import parse_pipeline, pipeline_text
+from llamac.transform.pipeline import parse_pipeline, pipeline_text, run_pass
 
 PROJECT = Path(__file__).parents[1] / "sample_pass_project"
 PASS = PROJECT / "src/sample_passes/join_gate_up.py"
@@ -116,6 +118,9 @@ class Placed(Pass):
         return PassResult()
 """
 
+GOOD = PLACED.format(name="look-around", after="dedupe-ops")
+LEVELS = '("raising", "model")'
+
 
 def steps() -> list[Any]:
     return cpu_pipeline(plain_layers(2), Quantization(), "f16", 64)
@@ -145,8 +150,15 @@ def test_text_names_passes_of_the_module(module: Any) -> None:
         (PLACED.format(name="look-around", after="fuse-swigl"), "", "goes after 'fuse-swigl', which is not in the"),
         (PLACED.format(name="look-around", after="fuse-swigl"), ":Placed", "(did you mean 'fuse-swiglu'?)"),
         (PLACED.format(name="fuse-gqa", after="fuse-gqa"), "", "'fuse-gqa' is the name of a built-in pass"),
+        (GOOD.replace(LEVELS, '("model")'), "", "`requires` must be a tuple of levels"),
+        (GOOD.replace(LEVELS, '("modle",)'), "", "`requires` must be a tuple of levels"),
+        (GOOD.replace("limit: int = 3", "limit: int"), "", "look-around: option 'limit' has no default"),
+        (GOOD.replace("@dataclass(frozen=True)", ""), "", "look-around is no dataclass"),
+        (GOOD.replace("def run", "def walk"), "", "look-around does not define run"),
+        (GOOD.replace("name = ", "nome = "), "", "Placed has no name"),
+        (GOOD + "def insert(steps): return steps", "", "defines insert(steps) and Placed with `after`"),
     ],
-    ids=range(7),
+    ids=range(14),
 )
 def test_module_that_does_not_fit_is_one_error(module: Any, body: str, attribute: str, reason: str) -> None:
     spec = module(body) + attribute
@@ -156,6 +168,15 @@ def test_module_that_does_not_fit_is_one_error(module: Any, body: str, attribute
     assert raised.value.where == spec
     assert reason in raised.value.reason
     assert raised.value.hint
+
+
+def test_a_pass_that_returns_nothing_is_named(module: Any) -> None:
+    body = GOOD.replace("return PassResult()", "pass")
+    placed = load_edits([module(body)])(steps())
+    with pytest.raises(LlamacError) as raised:
+        run_pass(Module("m", "model"), next(s.run for s in placed if s.run.name == "look-around"), PassContext())
+    assert (raised.value.code, raised.value.where) == ("LLC0504", "look-around")
+    assert "not a PassResult" in raised.value.reason
 
 
 def test_module_that_does_not_exist_is_one_error() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_models import BASE, SmallModel, encodings_of
 
-from llamac.certificate import PAGE, certify, replay
+from llamac.certificate import ONNX, PAGE, certify, replay
 from llamac.errors import LlamacError
 from llamac.ir.builder import define_weight
 from llamac.ir.dtypes import BF16, F16, F32, I4, I8, U4, round_to
@@ -184,6 +184,15 @@ def test_certificate_is_replayed_and_older_ones_still_are() -> None:
     assert all(v.passed for v in replay(certificate))
     del certificate["passes_from"]
     assert [v.after for v in replay(certificate)] == [v["after"] for v in certificate["verdicts"]]
+
+
+def test_a_certificate_covers_the_pipeline_of_onnx_runtime() -> None:
+    """Its graph goes through passes that code for CPUs does not; what is certified for CPUs says nothing of them."""
+    checkpoint = open_source("tiny-untied", random_weights=3)
+    certificate = certify(checkpoint, parse_quantization("int4"), "f32", kinds=["cpu", ONNX])
+    assert certificate["kinds"] == ["cpu", ONNX]
+    (found,) = [v for v in certificate["verdicts"] if v["after"] == "fuse-add-rms-norm"]
+    assert found["passed"] and len(replay(certificate)) == len(certificate["verdicts"])
 
 
 def test_encodings_name_every_weight() -> None:

@@ -12,6 +12,7 @@ from ..dims import Dim, evaluate
 from ..dtypes import I32, DType
 from ..levels import CAPTURED, KERNEL, MODEL
 from ..types import TensorType, Type
+from .linear import check_format
 
 
 def _infer_iota(s: Signature) -> Sequence[Type]:
@@ -30,6 +31,7 @@ def _infer_rows(s: Signature) -> Sequence[Type]:
     table, ids = s.tensors()
     if ids.dtype is not I32 or ids.rank != 1 or table.rank != 2:
         raise OpError(f"needs a rank-2 table and i32 row numbers, got {table} and {ids}")
+    check_format(s)
     return [TensorType((ids.shape[0], table.shape[1]), table.dtype)]
 
 

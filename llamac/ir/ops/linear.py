@@ -8,9 +8,16 @@ from typing import Any
 import numpy as np
 
 from ..definition import Array, Evaluation, OpDefinition, OpError, Signature
+from ..layouts import format_of
 from ..levels import CAPTURED, KERNEL, MODEL
 from ..types import Type
 from .arithmetic import broadcast_shapes, silu
+
+
+def check_format(s: Signature) -> None:
+    """The packed format that was chosen for a weight, if one was, must be one."""
+    if "format" in s.attributes:
+        format_of(s.text("format"))
 
 
 def _infer_matmul(s: Signature) -> Sequence[Type]:
@@ -25,6 +32,7 @@ def _infer_linear(s: Signature) -> Sequence[Type]:
     x, w = s.tensors()
     if x.rank != 2 or w.rank != 2 or x.shape[1] != w.shape[1] or not x.dtype.is_float or not w.dtype.is_float:
         raise OpError(f"x {x} does not fit weight {w}: expected [rows, in] and [out, in], both float")
+    check_format(s)
     return [x.with_shape(x.shape[0], w.shape[0])]
 
 

@@ -17,6 +17,7 @@ from ..dtypes import F32, I1, I32
 from ..levels import CAPTURED, KERNEL, MODEL
 from ..types import TensorType, Type
 from .arithmetic import sigmoid, silu
+from .linear import check_format
 
 _ROUTED = frozenset({MODEL, KERNEL})
 
@@ -141,6 +142,7 @@ def _infer_expert_linear(s: Signature) -> Sequence[Type]:
     groups = offsets.shape[0]
     if offsets.dtype is not I32 or not isinstance(groups, int) or not x.dtype.is_float:
         raise OpError(f"x {x} and offsets {offsets}: expected float rows and i32 [experts + 1]")
+    check_format(s)
     return [x.with_shape(x.shape[0], stacked_experts(s.tensor(1), x.shape[1], groups - 1))]
 
 

@@ -65,7 +65,7 @@ def _read_call(row: Any, where: str, default: Kind, tagged: Collection[Kind]) ->
     arguments = function.get("arguments", function.get("parameters", {}))
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
+            arguments = json.loads(arguments) if arguments.strip() else {}
         except (ValueError, RecursionError) as problem:
             raise _malformed(where, f"its arguments are not JSON ({problem})") from problem
     if not isinstance(arguments, Mapping) or not all(isinstance(key, str) for key in arguments):

@@ -12,14 +12,15 @@ EPS = 1e-5
 
 @pytest.mark.parametrize("format", (*FORMATS, "e4m3fn bits"))
 def test_embedding(interpreter: Interpreter, format: str) -> None:
-    """Rows of the table exactly: 130 columns in blocks of 64."""
+    """Rows of the table: 130 columns in blocks of 64."""
     rng = np.random.default_rng(1)
     table = random_weight(rng, format, 11, 130)
     ids = np.array([10, 0, 3, 3], np.int32)
     y = np.full((4, 130), np.nan, np.float32)
     arguments = table.arguments()
     interpreter.launch("embed.embed_rows", (4, 3), ids_ptr=ids, y_ptr=y, K=130, BK=64, **arguments)
-    np.testing.assert_allclose(y, table.values[ids], rtol=2e-7, atol=1e-8)
+    # A GPU adds the minimum to the product of quant and scale before that is rounded.
+    np.testing.assert_allclose(y, table.values[ids], rtol=2e-7, atol=6e-8)
 
 
 def best(interpreter: Interpreter, x: Array, norm: Array, weight: Array, rows: Array) -> Array:

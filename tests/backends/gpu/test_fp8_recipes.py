@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from planned_models import Array, Planned, Tiny, planned, relative_error
 
-from llamac import driver
+from llamac import compiled_graph
 from llamac.backends.gpu.architectures import architecture
 from llamac.backends.gpu.legality import check_legal
 from llamac.certificate import validate
@@ -68,7 +68,7 @@ def test_scales_change_roundings_alone(plain: Planned, monkeypatch: pytest.Monke
     wanted = plain.logits([IDS])[0]
     found: list[Array] = []
     for scales in ({}, SCALES):
-        monkeypatch.setattr(driver, "scales_of_cache", lambda *given, scales=scales: scales)
+        monkeypatch.setattr(compiled_graph, "scales_of_cache", lambda *given, scales=scales: scales)
         model = planned(Tiny().config(), kv="fp8")
         assert relative_error(exact_logits(model), exact_logits(plain)) < 1e-12
         found.append(model.logits([IDS])[0])

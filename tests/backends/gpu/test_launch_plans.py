@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from planned_models import Array, Planned, Rows, Tiny, planned, relative_error
 
-from llamac import driver
+from llamac import compiled_graph
 from llamac.runtime.gpu.sampling import DrawnToken, drawn_token, sampling_rows
 from llamac.runtime.sampler import SamplerOptions, log_normalizer
 
@@ -98,7 +98,7 @@ def test_caches_of_eight_bit_floats(
     machine: str, scales: dict[int, tuple[float, float]], experts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Converted by the hardware, or as bytes; as they are, or over the scales of a checkpoint."""
-    monkeypatch.setattr(driver, "scales_of_cache", lambda *given: scales)
+    monkeypatch.setattr(compiled_graph, "scales_of_cache", lambda *given: scales)
     model = planned(Tiny("f32", experts=experts).config(), machine, kv="fp8")
     assert model.plan.caches()[0].type == "e4m3fn"
     check_whole_steps(model, ROUNDED_CACHE)

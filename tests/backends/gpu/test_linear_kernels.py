@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import ml_dtypes
@@ -14,9 +15,11 @@ from triton_interpreted import Array, Interpreter
 
 EPS = 1e-5
 ALL = (*FORMATS, "e4m3fn bits")
-TOLERANCE = {"f32": 3e-6, "bf16": 6e-3, "f16": 8e-4, "e4m3fn": 3e-6}
+ON_A_GPU = os.environ.get("LLAMAC_GPU_KERNELS", "").startswith("run ")
+TOLERANCE = {"f32": 3e-6, "bf16": 6e-3, "f16": 8e-4, "e4m3fn": 1e-3 if ON_A_GPU else 3e-6}
 """Error by the type that is multiplied, relative to the largest result: weights are exact in every format but products
-of 16-bit tiles round the activations, and quants become 16-bit values first."""
+of 16-bit tiles round the activations, and quants become 16-bit values first. Hopper's 8-bit products are added with
+about 14 bits."""
 
 
 def poisoned(*shape: int, dtype: Any = np.float32) -> Array:

@@ -16,6 +16,8 @@ from llamac.artifact.verify import verify_file
 from llamac.artifact.write import ArtifactWriter
 from llamac.cli.main import main
 from llamac.errors import LlamacError
+from llamac.models.capture.captured import CapturedModel
+from llamac.models.graph import build_graph
 from llamac.models.random_weights import random_checkpoint
 from llamac.retarget import retarget
 
@@ -90,6 +92,29 @@ def test_another_layout(compiled: Callable[..., Path], tmp_path: Path, before: t
         assert entry["kind"] == "repacked" and entry["where"].startswith("weights/")
         assert {**said, "ledger": said["ledger"][:-1]} == expected.manifest
     assert not verify_file(tmp_path / "m.llamac")
+
+
+def test_what_was_packed_anew_and_taken_out_leaves_nothing(compiled: Callable[..., Path], tmp_path: Path) -> None:
+    """Nor does the ledger speak of weights that are not there any more."""
+    retarget(compiled(CPU), "a100", output=tmp_path / "m.llamac")
+    retarget(tmp_path / "m.llamac", remove=["a100"])
+    assert (tmp_path / "m.llamac").read_bytes() == compiled(CPU).read_bytes()
+
+
+def test_another_layout_of_a_graph_that_no_configuration_gives(tmp_path: Path) -> None:
+    """A captured module may scale its scores otherwise: code made of its configuration would compute something else."""
+    checkpoint = random_checkpoint(Tiny("bf16").config(), 3)
+    module = build_graph(checkpoint.config, checkpoint.tensors)
+    constants = [op for op in module.step.ops if op.opcode == "constant" and op.location.endswith("attn")]
+    scales = [op for op in constants if float(str(op.attributes["value"])) > 0.01]  # the others are those of norms
+    assert len(scales) == checkpoint.config.layers
+    for op in scales:
+        op.attributes["value"] = 0.5 * float(str(op.attributes["value"]))
+    path = tmp_path / "m.llamac"
+    llamac.compile(CapturedModel(module, checkpoint), target=CPU, output=path, max_step_tokens=2, validate=False)
+    with pytest.raises(LlamacError) as raised:
+        retarget(path, "a100")
+    assert raised.value.code == "LLC0615" and "not the one that its configuration gives" in raised.value.reason
 
 
 def test_truth_of_code_that_stays(compiled: Callable[..., Path], tmp_path: Path) -> None:

@@ -80,7 +80,6 @@ def test_what_a_target_cannot_do() -> None:
 def test_the_cache_is_kept_with_that_of_llamac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LLAMAC_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
-    assert toolchain.cache_folder() == tmp_path / "triton"
     request = next(decode_kernels(named("sm_90"), MODELS["smollm2-135m"], "bf16", 1))
     compile_request(request, "sm_90")
     assert list((tmp_path / "triton").rglob("*.cubin"))

@@ -79,6 +79,14 @@ def test_a_kernel_without_source_is_in_the_ledger(
         plan = read_tvm_plan(opened.member_bytes("tvm/webgpu.json"), "plan")
     assert "select_rows" in entry["what"] and "TVM refused" in entry["reason"]
     assert plan.kernels and not any(name.startswith("select_rows") for name in plan.kernels)
+    golden = tmp_path / "golden.json"
+    vector = {"prompt_ids": [1], "greedy_ids": [1], "top": [[1, 0.5]]}
+    golden.write_text(json.dumps({"oracle": "none", "vectors": [vector]}))
+    options = {"tokenizer": False, "validate": False, "quantize": "f32", "golden": golden, "strict": True}
+    with pytest.raises(LlamacError) as caught:
+        llamac.compile(tiny_source, target="tvm:webgpu", output=tmp_path / "strict.llamac", **options)
+    assert caught.value.code == "LLC0105" and "has no source" in caught.value.reason
+    assert not (tmp_path / "strict.llamac").exists()
 
 
 def test_running_source_says_what_to_do(artifact_of: Any) -> None:

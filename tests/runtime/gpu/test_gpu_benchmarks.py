@@ -53,6 +53,7 @@ def test_made_weights_are_like_a_models(name: str) -> None:
     assert 0.5 * DEVIATION < values.std() < 2 * DEVIATION
     assert not np.array_equal(values, made.values("w1"))
     np.testing.assert_array_equal(made.values("norm"), small)
+    np.testing.assert_array_equal(values, values_of(rows[0], made[0 : rows[0]["bytes"]]))
     whole = made[0 : made.nbytes]
     for start, stop in ((0, 1), (1, 4097), (5000, 9000), (made.nbytes - 40, made.nbytes)):
         np.testing.assert_array_equal(made[start:stop], whole[start:stop])
@@ -132,3 +133,17 @@ def test_a_case_from_file_to_steps(cuda: Stub, tmp_path: Path) -> None:
         assert len(case.prefill_seconds(16, 3)) == 3
         case.session.step([Feed(case.session.open(), [1, 2, 3])])
         assert case.least_bytes(1, 0) > case.weights.nbytes // 2 and case.prefill_operations(16) > 0
+
+
+@pytest.mark.parametrize("name", ["bf16", "e4m3fn", "i4g64s16"])
+def test_rows_that_repeat_are_unpacked_once(name: str) -> None:
+    """More rows than a pattern has: as if all had been; and a row that lies a power of two away is another."""
+    from llamac.ir.layouts import format_of
+    from llamac.ir.row_layouts import RowLayout
+
+    size = RowLayout(format_of(name), 5000, 512).bytes
+    row = {"name": "w", "offset": 4096, "bytes": size, "format": name, "shape": [5000, 512], "small": False}
+    made = MadeWeights([row], {})
+    values = made.values("w")
+    np.testing.assert_array_equal(values, values_of(row, made[4096 : 4096 + size]))
+    assert not any(np.array_equal(values[0], values[1 << n]) for n in range(12))

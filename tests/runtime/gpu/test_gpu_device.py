@@ -11,6 +11,7 @@ from gpu_stub_library import Stub
 from toy_gpu import ToyGpuArtifacts
 
 from llamac.errors import LlamacError
+from llamac.runtime import device_gpu
 from llamac.runtime.device_gpu import GpuDevice
 from llamac.runtime.loader import load
 from llamac.runtime.model import Model
@@ -36,6 +37,17 @@ def test_every_row_of_a_long_prompt(model: Model, toy_logits: Logits) -> None:
     """20 tokens are three steps, and each asks for more logit rows than a bucket gives at once."""
     ids = [(7 * n) % 256 for n in range(20)]
     np.testing.assert_array_equal(model.logits(ids), toy_logits(ids))
+
+
+def test_logits_come_through_little_pinned_memory(
+    gpu: Stub, toy_gpu_artifacts: ToyGpuArtifacts, toy_logits: Logits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for one row alone: logits of every row of a large vocabulary would be a gigabyte of it."""
+    monkeypatch.setattr(device_gpu, "RESULT_BYTES", 1)
+    with load(toy_gpu_artifacts.make(gpu.architecture), device=gpu.vendor, sequences=4) as model:
+        ids = [(7 * n) % 256 for n in range(20)]
+        np.testing.assert_array_equal(model.logits(ids), toy_logits(ids))
+        assert {row["bytes"] for row in gpu.log("copy_out")} == {4 * 260}
 
 
 def test_sequences_together_give_what_each_gives_alone(model: Model, toy_logits: Logits) -> None:

@@ -293,3 +293,39 @@ def test_a_thread_without_a_context_is_caught(cuda: Stub) -> None:
     assert "cuMemAlloc on a thread without a context" in cuda.violations()[0]
     cuda.clear()
     bench.close()
+
+
+@pytest.mark.parametrize("vendor", ["cuda", "hip"])
+def test_a_launch_that_is_refused_while_it_is_recorded_is_named(
+    vendor: str, request: pytest.FixtureRequest, toy_gpu_artifacts: ToyGpuArtifacts
+) -> None:
+    """It ends the recording, so that ending it fails too: that is not what went wrong."""
+    from toy_gpu import ToyGpu
+
+    stub: Stub = request.getfixturevalue(vendor)
+    stub.be("sm_90" if vendor == "cuda" else "gfx942")
+    ToyGpu(stub)
+    launch, end = {
+        "cuda": ("cuLaunchKernelEx", "cuStreamEndCapture"),
+        "hip": ("hipModuleLaunchKernel", "hipStreamEndCapture"),
+    }[vendor]
+    with load(toy_gpu_artifacts.make(stub.architecture), device=vendor) as model:
+        sequence = model.session.open()
+        stub.fail(launch, 999)
+        stub.fail(end, 901)
+        with pytest.raises(LlamacError, match=f"LLC0864 {vendor}: {launch} failed"):
+            model.session.prefill(sequence, [1])
+
+
+def test_the_last_one_to_close_leaves_no_context(cuda: Stub) -> None:
+    """Who uses CUDA next on this thread, torch for one, must not find a context that is gone; others keep theirs."""
+    cuda.be("sm_90")
+    first, second = load_driver("cuda"), load_driver("cuda")
+    first.open(0)
+    second.open(0)
+    first.close()
+    second.free_memory()
+    second.close()
+    with pytest.raises(LlamacError, match=r"LLC0864.*INVALID_CONTEXT"):
+        second.free_memory()
+    cuda.clear()

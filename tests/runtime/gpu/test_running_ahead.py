@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from llamac.runtime.gpu.sampling import sampling_rows
 from llamac.runtime.loader import load
 from llamac.runtime.model import Model
 from llamac.runtime.sampler import SamplerOptions
+from llamac.runtime.session import Feed
 
 Logits = Callable[[list[int]], np.ndarray[Any, np.dtype[np.float32]]]
 
@@ -185,3 +187,42 @@ def test_steps_out_of_turn_are_refused(model: Model) -> None:
     with pytest.raises(ValueError, match="the one on its way"):
         device.start_ahead(None, one + 2, one, tables)
     assert [device.finish_ahead().tolist() for _ in range(2)] == [[[1]], [[2]]]
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLINGS[1]])
+def test_streams_in_turn_do_not_take_each_others_steps(model: Model, gpu: Stub, options: dict[str, Any]) -> None:
+    """Several streams of one thread, each left standing with a step on its way while the next one is read."""
+    given = {"max_new_tokens": 20, "ignore_stop_ids": True, **options}
+    prompts = [[65], [3, 4], [120] * 9]
+    alone = [model.generate(prompt, **given).token_ids for prompt in prompts]
+    streams = [model.stream(prompt, **given) for prompt in prompts]
+    for _ in range(3):
+        next(streams[0])
+    for stream in streams:
+        next(stream, "")
+    streams[2].close()
+    assert [streams[n].outcome.token_ids for n in (1, 0)] == [alone[1], alone[0]]
+    gpu.clear()
+    assert model.generate(prompts[2], **given).token_ids == alone[2]
+    assert len(gpu.log("copy_within")) > 15, "alone again it runs ahead"
+
+
+def test_threads_share_a_gpu(model: Model) -> None:
+    def text(number: int) -> list[int]:
+        return model.generate([number], max_new_tokens=12, **(SAMPLINGS[1] if number % 2 else {})).token_ids
+
+    alone = [text(number) for number in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(text, range(12))) == alone
+
+
+def test_a_step_that_somebody_else_wrote_over_is_begun_again(model: Model, gpu: Stub) -> None:
+    """The low-level session between two tokens of a stream: its draws lie where those of the step on its way did."""
+    given = {"max_new_tokens": 12, "ignore_stop_ids": True, **SAMPLINGS[1]}
+    alone = model.generate([65], **given).token_ids
+    stream, sequence = model.stream([65], **given), model.session.open()
+    for token in range(200, 204):
+        next(stream)
+        model.session.step_drawn([Feed(sequence, [token])], sampling_rows([(SamplerOptions(), 0)]))
+    sequence.close()
+    assert stream.outcome.token_ids == alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,24 @@ def test_a_driver_that_computes_nothing_gives_no_row(cuda: Stub, archive: Path, 
     cuda.be("sm_90")
     assert tune.run(archive, tmp_path / "sm_90.json", 5.0, rehearse=False)["rows"] == []
     assert not (tmp_path / "sm_90.json").exists()
+
+
+def test_a_candidate_without_room_is_passed_over(cuda: Stub, archive: Path, tmp_path: Path) -> None:
+    """More shared memory than the GPU has: refused before it runs, and the others are measured, as replays."""
+    cuda.be("sm_90")
+    other = tmp_path / archive.name
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(other, "w") as new:
+        given = json.loads(old.read("cases.json"))
+        given["cases"] = given["cases"][:1]
+        tried = len(given["cases"][0]["candidates"])
+        given["cases"][0]["candidates"][-1]["shared_bytes"] = 300 << 10
+        for name in old.namelist():
+            new.writestr(name, json.dumps(given) if name == "cases.json" else old.read(name))
+    (row,) = tune.run(other, tmp_path / "sm_90.json", 5.0, rehearse=True)["rows"]
+    assert row["tried"] == tried - 1
+    assert len(cuda.log("begin_capture")) == tried - 1, "small kernels end sooner than the host launches them"
+    given["cases"][0]["candidates"][0]["shared_bytes"] = 300 << 10
+    with zipfile.ZipFile(other, "a") as changed:
+        changed.writestr("cases.json", json.dumps(given))
+    assert tune.run(other, tmp_path / "again.json", 5.0, rehearse=True)["rows"] == []
+    assert "wrote its result" in (tmp_path / "again.failed").read_text()
