@@ -49,6 +49,7 @@ class QuantizeKv(Pass):
                 if not isinstance(found, CacheType) or found.dtype.bits == 8:
                     continue
                 if not found.cross:
+                    self._check(value, found)
                     value.type = replace(found, dtype=DTYPES[self.dtype], scale=F16 if self.dtype == "i8" else None)
                     caches += value.producer is None and graph is module.main
                 elif value.producer is None and graph is module.main:
@@ -58,6 +59,11 @@ class QuantizeKv(Pass):
             for layer, scales in context.cache_scales.items():
                 _scale(module, layer, *scales)
         return PassResult({"cache": caches}, tuple(refusals))
+
+    def _check(self, cache: Value, type: CacheType) -> None:
+        if self.dtype == "i8" and type.head_dim % 2:
+            reason = f"head_dim {type.head_dim} is odd, and int8 keys are multiplied two elements at a time"
+            raise LlamacError("LLC0505", cache.reference, reason, "choose another --kv")
 
 
 def _scale(module: Module, layer: int, key: float, value: float) -> None:
