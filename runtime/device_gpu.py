@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,7 +82,7 @@ class GpuDevice:
         self.draws_ahead = all("sample" in bucket.tails for bucket in replayed)
         self._driver = driver
         self._lock = threading.Lock()
-        self._is_open = True
+        self._closed = threading.Event()
         with ExitStack() as owned:
             owned.callback(driver.close)
             if collectives is not None:
@@ -104,7 +105,7 @@ class GpuDevice:
             owned.callback(settle, driver, self._stream)
             owned.callback(driver.make_current)  # the first thing done when all is let go, on whatever thread
             self._owned = owned.pop_all()
-        self._close = weakref.finalize(self, self._owned.close)
+        self._close = weakref.finalize(self, _close, self._lock, self._closed, self._owned, os.getpid())
 
     def _set_up(self, owned: ExitStack, needs: MemoryNeeds, read: Read, weights: Mapping[str, Bytes]) -> None:
         """Allocate, load and upload; whatever was made is undone by `owned`, the last first."""
@@ -279,7 +280,7 @@ class GpuDevice:
     def _at_work(self) -> Iterator[None]:
         """One caller at a time, with the GPU current on its thread."""
         with self._lock:
-            if not self._is_open:
+            if self._closed.is_set():
                 raise LlamacError("LLC0815", "model", "the model is closed", "load it again")
             self._driver.make_current()
             yield
@@ -372,6 +373,15 @@ class GpuDevice:
 
     def close(self) -> None:
         """Let go of the GPU and its memory; `step` refuses afterwards."""
-        with self._lock:
-            self._is_open = False
-            self._close()
+        self._close()
+
+
+def _close(lock: threading.Lock, closed: threading.Event, owned: ExitStack, process: int) -> None:
+    """Let go of what a device owns once the step that a thread may be in has ended, also where the process ends.
+
+    A fork of the process owns nothing of the GPU: it has no context there.
+    """
+    if os.getpid() == process:
+        with lock:
+            closed.set()
+            owned.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -71,6 +72,21 @@ def test_a_prompt_beside_running_texts(model: Model, toy_logits: Logits) -> None
     found = session.step([Feed(first, [1]), Feed(second, [2, 7, 1, 8, 2])])
     np.testing.assert_array_equal(found[0], toy_logits([3, 1, 4, 1])[-1])
     np.testing.assert_array_equal(found[1], toy_logits([2, 7, 1, 8, 2])[-1])
+
+
+def test_the_end_of_the_process_waits_for_a_step(model: Model, gpu: Stub) -> None:
+    """Its finalizers run while daemon threads go on: memory must not go from under a step."""
+    device = model.session.device
+    assert isinstance(device, GpuDevice)
+    with device._at_work():
+        end = threading.Thread(target=device._close)
+        end.start()
+        end.join(0.2)
+        assert end.is_alive() and not gpu.log("free")
+    end.join()
+    assert gpu.log("free")
+    with pytest.raises(LlamacError, match="LLC0815"):
+        model.session.prefill(model.session.open(), [1, 2])
 
 
 def test_generated_text_is_that_of_the_cpu(model: Model, toy_artifact: Any) -> None:
